@@ -1,0 +1,1 @@
+"""OpenStackoïd: scopes that let independent OpenStacks collaborate."""

@@ -1,0 +1,152 @@
+"""A scope: which instance provides which service, for one request.
+
+This module is the one place that knows how a scope is written: as JSON, in shorthand, as the tag
+of a token and inside an auth URL.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from os_service_types import ServiceTypes
+
+#: What stands between a token and its scope in ``X-Auth-Token``.
+TAG_MARK = "!SCOPE!"
+#: First element of the path of a scoped auth URL.
+URL_PREFIX = "scope"
+#: The names that an instance may have; they are host names, regions and file names too.
+INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
+
+_AUTHORITY = ServiceTypes()
+
+
+class ScopeError(ValueError):
+    """A scope that cannot be understood; its text is one line that names the culprit."""
+
+
+def service_type(name: str) -> str:
+    """The official service type of *name*: a type, an alias (``volumev3``) or a project (``nova``).
+
+    Source: the service types authority, as published in ``os-service-types``.
+
+    :raises ScopeError: when the authority knows no such service.
+    """
+    lowered = name.strip().lower()
+    official = _AUTHORITY.get_service_type(lowered)
+    if official is None:
+        project = _AUTHORITY.get_service_data_for_project(lowered)
+        official = project and project["service_type"]
+    if not official:
+        raise ScopeError(
+            f"unknown service type {name!r} in scope: write for example compute, identity, image, "
+            "network, or a project such as nova"
+        )
+    return str(official)
+
+
+@dataclass(frozen=True)
+class Scope(Mapping[str, str]):
+    """A mapping from official service types to the names of instances; immutable.
+
+    >>> Scope.parse("glance=InstanceTwo")["image"]
+    'InstanceTwo'
+    """
+
+    services: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ordered = dict(sorted(self.services.items()))
+        object.__setattr__(self, "services", MappingProxyType(ordered))
+
+    def __getitem__(self, service: str) -> str:
+        return self.services[service]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.services)
+
+    def __len__(self) -> int:
+        return len(self.services)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.services.items()))
+
+    @classmethod
+    def parse(cls, text: str) -> Scope:
+        """Read a scope written as JSON, ``{"image": "InstanceTwo"}``, or as ``image=InstanceTwo``.
+
+        Services may go by their aliases and projects; an empty text is the empty scope.
+
+        :raises ScopeError: naming what is wrong with *text*.
+        """
+        text = text.strip()
+        pairs = _json_pairs(text) if text.startswith("{") else _shorthand_pairs(text)
+        services: dict[str, str] = {}
+        for name, instance in pairs:
+            service = service_type(name)
+            if service in services:
+                raise ScopeError(f"service type {service!r} stands twice in the scope")
+            services[service] = _instance_name(service, instance)
+        return cls(services)
+
+    def merged(self, other: Mapping[str, str]) -> Scope:
+        """This scope with the services of *other* put over its own."""
+        return Scope({**self.services, **other})
+
+    def to_json(self) -> str:
+        """The canonical form: compact JSON, service types in alphabetical order."""
+        return json.dumps(dict(self.services), separators=(",", ":"))
+
+    def tag(self, token: str) -> str:
+        """*token* with this scope as its tag."""
+        return f"{token}{TAG_MARK}{self.to_json()}"
+
+    def url_segment(self) -> str:
+        """The scope as it stands in an auth URL: ``scope/<base64url of the JSON, no padding>``."""
+        encoded = base64.urlsafe_b64encode(self.to_json().encode()).rstrip(b"=").decode()
+        return f"{URL_PREFIX}/{encoded}"
+
+
+def decode_url_scope(encoded: str) -> str:
+    """The JSON text inside the *encoded* part of a scoped auth URL.
+
+    :raises ScopeError: when it is not base64url of UTF-8.
+    """
+    try:
+        padded = encoded + "=" * (-len(encoded) % 4)
+        return base64.urlsafe_b64decode(padded).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise ScopeError(f"the scope in the URL is not base64url: {encoded!r}") from error
+
+
+def _json_pairs(text: str) -> list[tuple[str, object]]:
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except json.JSONDecodeError as error:
+        raise ScopeError(
+            f"malformed scope {text!r}: {error.msg} at character {error.pos + 1}"
+        ) from error
+    return [(str(name), instance) for name, instance in pairs]
+
+
+def _shorthand_pairs(text: str) -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, instance = item.partition("=")
+        if not equals:
+            raise ScopeError(
+                f"malformed scope {item!r}: write service=instance, for example image=InstanceTwo"
+            )
+        pairs.append((name, instance.strip()))
+    return pairs
+
+
+def _instance_name(service: str, instance: object) -> str:
+    if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
+        raise ScopeError(f"{instance!r} is no instance name (for service {service!r} in the scope)")
+    return instance
