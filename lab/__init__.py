@@ -1,0 +1,1 @@
+"""The lab: several independent OpenStack instances on the machines at hand."""

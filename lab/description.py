@@ -1,0 +1,290 @@
+"""What a lab is made of: ``lab.yaml``, read, checked and frozen."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    AnyUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from lab.errors import LabError
+from openstackoid.scope import INSTANCE_NAME
+
+#: Port of every instance's scope-aware proxy, on the instance's own address.
+PROXY_PORT = 8888
+#: How many instances ``-n`` can make: each has its own network 127.0.n.0/24.
+NUMBERS = range(1, 100)
+
+ProviderName = Literal["auto", "local", "vagrant", "hosts"]
+StackName = Literal["wheels", "devstack"]
+
+# Instances have directories beside these in the lab's state.
+_RESERVED = frozenset({"lab", "shared", "log", "provider", "lock", "choices", "all"})
+# A label of RFC 1123: an instance's name is also a host name.
+_HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+# Sockets lie below the state; their path has 107 characters (sun_path in unix(7)).
+_LONGEST_STATE = 60
+
+
+def _instance_name(name: str) -> str:
+    if not (INSTANCE_NAME.fullmatch(name) and _HOST_LABEL.fullmatch(name)):
+        raise ValueError("an instance's name has letters, digits and inner hyphens, at most 63")
+    if name.lower() in _RESERVED:
+        raise ValueError(f"{name!r} is a name that the lab keeps for itself")
+    return name
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Instance(_Part):
+    """One OpenStack of the lab: its name (also host name and region) and its address."""
+
+    name: Annotated[str, AfterValidator(_instance_name)]
+    address: IPv4Address
+
+
+class Image(_Part):
+    """The image that every instance offers; without a URL, a small placeholder."""
+
+    name: Annotated[str, Field(min_length=1)] = "cirros"
+    url: AnyUrl | None = None
+
+
+class Flavor(_Part):
+    """A size of servers: *ram* in MiB, *disk* in GiB."""
+
+    name: Annotated[str, Field(min_length=1)]
+    vcpus: Annotated[int, Field(ge=1)]
+    ram: Annotated[int, Field(ge=1)]
+    disk: Annotated[int, Field(ge=0)]
+
+
+class Network(_Part):
+    """A network that every instance offers, with its one subnet."""
+
+    name: Annotated[str, Field(min_length=1)]
+    cidr: IPv4Network
+
+
+class Lab(_Part):
+    """A whole lab; *root* is the repository, *state* the directory of all that runs and is kept."""
+
+    root: Path
+    state: Path
+    provider: ProviderName = "auto"
+    stack: StackName = "wheels"
+    instances: Annotated[tuple[Instance, ...], Field(min_length=1)]
+    image: Image = Image()
+    flavors: tuple[Flavor, ...] = ()
+    networks: tuple[Network, ...] = ()
+    trust: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Lab:
+        _refuse_twice("instances", "name", [one.name.lower() for one in self.instances])
+        _refuse_twice("instances", "address", [str(one.address) for one in self.instances])
+        _refuse_twice("flavors", "name", [one.name for one in self.flavors])
+        _refuse_twice("networks", "name", [one.name for one in self.networks])
+        known = self.names
+        for key, issuers in self.trust.items():
+            for name in (key, *issuers):
+                if name not in known:
+                    raise ValueError(f"trust: {name!r} is no instance; known are {_listed(known)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The instances' names, in the order of the description."""
+        return tuple(one.name for one in self.instances)
+
+    def instance(self, name: str) -> Instance:
+        """The instance called *name*.
+
+        :raises LabError: when there is none; it lists those that there are.
+        """
+        for one in self.instances:
+            if one.name == name:
+                return one
+        raise LabError(f"unknown instance {name!r}: known are {_listed(self.names)}")
+
+    def peers(self, name: str) -> tuple[Instance, ...]:
+        """All instances but *name*.
+
+        :raises LabError: when there is no instance *name*.
+        """
+        me = self.instance(name)
+        return tuple(one for one in self.instances if one is not me)
+
+    def issuers(self, name: str) -> tuple[str, ...]:
+        """Whose tokens the instance *name* accepts: its own, and those that it trusts.
+
+        :raises LabError: when there is no instance *name*.
+        """
+        trusted = {self.instance(name).name, *self.trust.get(name, self.names)}
+        return tuple(one for one in self.names if one in trusted)
+
+
+class Choices(_Part):
+    """What the command line chose for the lab; kept in its state until ``destroy``."""
+
+    number: int | None = None
+    provider: ProviderName | None = None
+    stack: StackName | None = None
+
+    @classmethod
+    def of(cls, state: Path) -> Choices:
+        """The choices kept in *state*; none where nothing readable is kept."""
+        try:
+            return cls.model_validate_json((state / "choices.json").read_text())
+        except (OSError, ValidationError):
+            return cls()
+
+    def updated(self, number: int | None, provider: str | None, stack: str | None) -> Choices:
+        """These choices with what is given put over them."""
+        given = {"number": number, "provider": provider, "stack": stack}
+        return Choices.model_validate(
+            {**self.model_dump(), **{key: value for key, value in given.items() if value}}
+        )
+
+    def keep(self, state: Path) -> None:
+        """Write the choices into *state*, whole or not at all."""
+        state.mkdir(parents=True, exist_ok=True)
+        draft = state / "choices.json.new"
+        draft.write_text(json.dumps(self.model_dump(exclude_none=True)) + "\n")
+        draft.replace(state / "choices.json")
+
+
+def load(root: Path, choices: Choices | None = None) -> Lab:
+    """The lab that ``lab.yaml`` in *root* describes, with *choices* (default: those kept) applied.
+
+    :raises LabError: naming the key that is wrong and what is allowed there.
+    """
+    root = root.absolute()
+    state = root / ".lab"
+    if len(str(state).encode()) > _LONGEST_STATE:
+        raise LabError(
+            f"the path {state} is too long for the lab's sockets: move the repository so that it "
+            f"has at most {_LONGEST_STATE} characters"
+        )
+    chosen = Choices.of(state) if choices is None else choices
+    raw = _read(root / "lab.yaml")
+    if chosen.number:
+        raw["instances"] = numbered(chosen.number)
+        raw["trust"] = _restricted(raw.get("trust"), {one["name"] for one in raw["instances"]})
+    for key in ("provider", "stack"):
+        if getattr(chosen, key):
+            raw[key] = getattr(chosen, key)
+    for key in ("root", "state"):
+        if key in raw:
+            raise LabError(f"lab.yaml: unknown key {key!r}: {_allowed_keys(())}")
+    raw = {key: value for key, value in raw.items() if value is not None}
+    try:
+        return Lab.model_validate({**raw, "root": root, "state": state})
+    except ValidationError as error:
+        raise LabError(f"lab.yaml: {_first_problem(error)}") from error
+
+
+def numbered(number: int) -> list[dict[str, str]]:
+    """InstanceOne, InstanceTwo … up to *number*, at 127.0.1.1, 127.0.2.1 …
+
+    :raises LabError: when *number* is outside 1 … 99.
+    """
+    if number not in NUMBERS:
+        raise LabError(f"-n {number}: a lab has {NUMBERS[0]} to {NUMBERS[-1]} instances")
+    from num2words import num2words  # noqa: PLC0415 - slow to import, rarely needed
+
+    return [
+        {
+            "name": "Instance" + re.sub(r"[^A-Za-z]", "", num2words(n, lang="en").title()),
+            "address": f"127.0.{n}.1",
+        }
+        for n in range(1, number + 1)
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LabError(f"{path} is missing: take it from the repository again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise LabError(f"lab.yaml is no YAML: {_yaml_problem(error)}") from error
+    if not isinstance(raw, dict):
+        raise LabError(f"lab.yaml: {_allowed_keys(())}")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem or error.context} in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())
+
+
+def _restricted(trust: object, names: set[str]) -> object:
+    """*trust* without the instances that ``-n`` leaves out; what is no mapping stays as it is."""
+    if not isinstance(trust, dict):
+        return trust
+    return {
+        key: [one for one in issuers if one in names] if isinstance(issuers, list) else issuers
+        for key, issuers in trust.items()
+        if key in names
+    }
+
+
+def _refuse_twice(key: str, what: str, values: list[str]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{key}: the {what} {value!r} stands twice; each has to be different")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key {where!r}: {_allowed_keys(problem['loc'][:-1])}"
+        case "literal_error":
+            return f"{where}: {problem['input']!r} is not allowed; use {problem['ctx']['expected']}"
+        case "missing":
+            return f"the key {where!r} is missing: {_allowed_keys(problem['loc'][:-1])}"
+        case "value_error":
+            return ": ".join(part for part in (where, str(problem["ctx"]["error"])) if part)
+        case _:
+            return f"{where}: {problem['msg']} (not {problem['input']!r})"
+
+
+def _allowed_keys(loc: tuple[int | str, ...]) -> str:
+    """What may stand at *loc*, as half a sentence."""
+    model: type[BaseModel] = Lab
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    keys = [key for key in model.model_fields if key not in ("root", "state")]
+    return f"allowed are {', '.join(keys)}"
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

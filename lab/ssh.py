@@ -1,0 +1,183 @@
+"""Commands on an instance's host, by the provider's ``ssh_config`` and fabric."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
+
+from lab.errors import LabError
+
+if TYPE_CHECKING:
+    import fabric
+
+T = TypeVar("T")
+
+#: How many of the last lines of a failed command its error shows.
+_LAST_LINES = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended, and what it wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command ended with status 0."""
+        return self.status == 0
+
+
+class Remote:
+    """One host, called *name* in *ssh_config*; connects upon first use.
+
+    >>> Remote(Path(".lab/ssh_config"), "InstanceOne").run(["hostname"]).status
+    0
+    """
+
+    def __init__(self, ssh_config: Path, name: str) -> None:
+        self.name = name
+        self._ssh_config = ssh_config
+        self._opened: fabric.Connection | None = None
+        self._opening = threading.Lock()
+
+    def run(
+        self,
+        argv: Sequence[str],
+        stdin: str | None = None,
+        on_line: Callable[[str], None] | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+    ) -> Result:
+        """Run *argv* as given, with *env* added; *on_line* gets each line of output as it comes.
+
+        :raises LabError: when the host is out of reach, or, with *check*, when the status is not 0.
+        """
+        assignments = [f"{key}={value}" for key, value in (env or {}).items()]
+        words = ["env", *assignments, *argv] if assignments else list(argv)
+        lines = _Lines(on_line) if on_line else None
+        outcome = self._guarded(
+            lambda connection: connection.run(
+                shlex.join(words),
+                hide=lines is None,
+                warn=True,
+                in_stream=io.StringIO(stdin or ""),
+                out_stream=lines,
+                err_stream=lines,
+            )
+        )
+        if lines:
+            lines.finish()
+        result = Result(outcome.return_code, outcome.stdout, outcome.stderr)
+        if check and not result.ok:
+            last = (result.stderr.strip() or result.stdout.strip()).splitlines()[-_LAST_LINES:]
+            raise LabError(
+                f"{self.name}: {shlex.join(argv)} ended with status {result.status}: "
+                f"{' / '.join(last) or 'no output'}"
+            )
+        return result
+
+    def put(self, text: str, path: Path | str, mode: int = 0o644) -> None:
+        """Write *text* to the file *path* of the host, whole or not at all, with *mode*.
+
+        :raises LabError: when the host is out of reach or the file cannot be written.
+        """
+        draft = f"{path}.new"
+
+        def write(connection: fabric.Connection) -> None:
+            sftp = connection.sftp()
+            with sftp.open(draft, "w") as file:
+                file.chmod(mode)
+                file.write(text.encode())
+            sftp.posix_rename(draft, str(path))
+
+        self._guarded(write)
+
+    def close(self) -> None:
+        """Close the connection; a later call opens it again."""
+        with self._opening:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+
+    def _guarded(self, action: Callable[[fabric.Connection], T]) -> T:
+        import paramiko  # noqa: PLC0415 - slow to import
+
+        try:
+            return action(self._connection())
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise LabError(
+                f"{self.name}: ssh fails: {error or type(error).__name__}; "
+                "`./setup-env.py up` mends it"
+            ) from error
+
+    def _connection(self) -> fabric.Connection:
+        with self._opening:
+            if self._opened is None or not self._opened.is_connected:
+                self._opened = _open(self._ssh_config, self.name)
+            return self._opened
+
+
+def _open(ssh_config: Path, name: str) -> fabric.Connection:
+    """A connection to *name* that accepts the host keys of *ssh_config* only, where it has some."""
+    import fabric  # noqa: PLC0415 - slow to import
+    import paramiko  # noqa: PLC0415
+
+    if not ssh_config.exists():
+        raise LabError(f"{name}: {ssh_config} is missing: `./setup-env.py up` makes it")
+
+    class Runner(fabric.runners.Remote):  # type: ignore[misc]
+        """Feeds standard input in blocks; invoke's own way takes 10 ms for each character."""
+
+        def read_our_stdin(self, input_: IO[str]) -> str:
+            return input_.read(1 << 15)
+
+        def _write_proc_stdin(self, data: bytes) -> None:
+            # A command may end without having read everything, as in a pipe.
+            with contextlib.suppress(OSError):
+                super()._write_proc_stdin(data)
+
+    config = fabric.Config(
+        runtime_ssh_path=str(ssh_config), overrides={"runners": {"remote": Runner}}
+    )
+    connection = fabric.Connection(name, config=config, connect_timeout=10)
+    for keys in connection.ssh_config.get("userknownhostsfile", "").split():
+        connection.client.load_host_keys(keys)
+        connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    connection.open()
+    return connection
+
+
+class _Lines:
+    """A stream that hands on what is written to it, line by line."""
+
+    encoding = "utf-8"
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._rest = ""
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Take *text*; whole lines go on at once."""
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+            for line in lines:
+                self._on_line(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: half a line waits for its end."""
+
+    def finish(self) -> None:
+        """Hand on what stands after the last line's end."""
+        if self._rest:
+            self._on_line(self._rest)

@@ -1,0 +1,145 @@
+"""The steps that ``up`` shows: a name, a tick and a time each; all else goes into log files."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lab.errors import LabError
+
+#: Whose steps are meant where no instance is named.
+EVERYBODY = "lab"
+#: How many of the last lines of its log a failed step shows.
+_LAST_LINES = 10
+
+
+class Step:
+    """One step on its way; what it logs is kept in its instance's log file."""
+
+    def __init__(self, instance: str, title: str, file: IO[str], lock: threading.Lock) -> None:
+        self.instance = instance
+        self.title = title
+        self.started = time.monotonic()
+        self.lines: list[str] = []
+        self._file = file
+        self._lock = lock
+
+    def log(self, text: str) -> None:
+        """Keep *text*, one line or several, in the log."""
+        with self._lock:
+            for line in text.splitlines() or [""]:
+                self.lines = [*self.lines[1 - _LAST_LINES :], line]
+                self._file.write(f"{time.strftime('%H:%M:%S')} {self.title}: {line}\n")
+            self._file.flush()
+
+
+class Steps:
+    """Shows steps as they end, from any thread; live on a terminal, as plain lines elsewhere.
+
+    >>> with Steps(Path(".lab/log")) as steps, steps.step("InstanceOne", "databases") as step:
+    ...     remote.run(["mariadb-install-db"], on_line=step.log)
+    """
+
+    def __init__(self, directory: Path, console: Console | None = None) -> None:
+        """Keep the logs in *directory*, one file for each instance and one for the lab."""
+        self.directory = directory
+        self.console = console or Console(
+            file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty()
+        )
+        self._running: list[Step] = []
+        self._files: dict[str, IO[str]] = {}
+        self._lock = threading.Lock()
+        self._live = Live(
+            console=self.console, get_renderable=self._table, refresh_per_second=5, transient=True
+        )
+
+    def __enter__(self) -> Steps:
+        """Go live, where that is possible."""
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the screen with the steps that ended, and close the logs."""
+        self._live.stop()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def log_path(self, instance: str | None) -> Path:
+        """The file that has the log of *instance*; of the lab as a whole for None."""
+        return self.directory / f"{instance or EVERYBODY}.log"
+
+    @contextmanager
+    def step(self, instance: str | None, title: str) -> Iterator[Step]:
+        """Time what happens inside as one step of *instance*, or of the lab as a whole.
+
+        :raises LabError: when anything inside fails; on the screen then stand the last lines of
+            its log, and where that is.
+        """
+        step = Step(instance or EVERYBODY, title, self._file(instance), threading.Lock())
+        step.log("begins")
+        with self._lock:
+            self._running.append(step)
+        try:
+            yield step
+        except BaseException as error:
+            step.log("".join(traceback.format_exception(error)).rstrip())
+            self._end(step, failed=True, interrupted=not isinstance(error, Exception))
+            if isinstance(error, Exception) and not isinstance(error, LabError):
+                raise LabError(
+                    f"{step.instance}: {title} failed: {type(error).__name__}: "
+                    f"{' '.join(str(error).split())}; see {self.log_path(instance)}"
+                ) from error
+            raise
+        step.log("ends well")
+        self._end(step)
+
+    def report(self, instance: str | None, title: str, seconds: float) -> None:
+        """Show a step that was done and timed elsewhere."""
+        self.console.print(_line(instance or EVERYBODY, title, "✔", seconds), markup=True)
+
+    def say(self, text: str) -> None:
+        """Show one line that is no step."""
+        self.console.print(text, markup=False)
+
+    def _end(self, step: Step, failed: bool = False, interrupted: bool = False) -> None:
+        seconds = time.monotonic() - step.started
+        with self._lock:
+            self._running.remove(step)
+            self.console.print(_line(step.instance, step.title, "✘" if failed else "✔", seconds))
+            if failed and not interrupted:
+                for line in step.lines[:-1]:
+                    self.console.print(f"    {line}", markup=False, style="dim")
+                self.console.print(
+                    f"    the whole log: {self.directory / step.instance}.log", markup=False
+                )
+
+    def _file(self, instance: str | None) -> IO[str]:
+        path = self.log_path(instance)
+        with self._lock:
+            if path.name not in self._files:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._files[path.name] = path.open("a", encoding="utf-8")
+            return self._files[path.name]
+
+    def _table(self) -> Table:
+        table = Table.grid()
+        for step in list(self._running):
+            table.add_row(_line(step.instance, step.title, "…", time.monotonic() - step.started))
+        return table
+
+
+def _line(instance: str, title: str, mark: str, seconds: float) -> str:
+    colour = {"✔": "green", "✘": "red"}.get(mark, "yellow")
+    return f"{instance:<16} {title:<34} [{colour}]{mark}[/{colour}] {seconds:6.1f} s"
