@@ -1,0 +1,58 @@
+"""``python -m lab.wheels {up,halt,status}``, with a specification on standard input.
+
+It reports on standard output, one JSON object a line: ``{"step": …, "seconds": …}`` for a step
+that is done, ``{"error": …}`` when one fails, and for ``status`` one object that maps each program
+to its state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+
+from lab.wheels.database import DatabaseError
+from lab.wheels.instance import Instance, InstanceError
+from lab.wheels.launch import LaunchError
+from lab.wheels.layout import Layout
+from lab.wheels.spec import Spec
+from lab.wheels.supervision import SupervisionError
+
+
+def _say(**message: object) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _step(title: str) -> Iterator[None]:
+    started = time.monotonic()
+    _say(started=title)
+    yield
+    _say(step=title, seconds=time.monotonic() - started)
+
+
+def main() -> int:
+    """Do what the one argument says."""
+    instance = Instance(Layout(Spec.from_json(sys.stdin.read())), _step)
+    try:
+        match sys.argv[1:]:
+            case ["up"]:
+                instance.up()
+            case ["halt"]:
+                instance.supervisor.stop()
+            case ["status"]:
+                _say(**instance.supervisor.states())
+            case _:
+                sys.stderr.write("usage: python -m lab.wheels {up,halt,status}\n")
+                return 2
+    except (InstanceError, SupervisionError, DatabaseError, LaunchError) as error:
+        _say(error=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

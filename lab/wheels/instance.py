@@ -1,0 +1,227 @@
+"""Bring one instance to "all up" from any state, and down again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pymysql  # type: ignore[import-untyped]
+
+from lab.wheels import configure, database, launch
+from lab.wheels.forkserver import KINDS
+from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.programs import fork_servers, programs, service_environment
+from lab.wheels.supervision import Supervisor
+
+#: Seconds that a service may take from its start to its first answer, on a slow machine.
+PATIENCE = 180
+
+_BACKING = ("epmd", "rabbitmq", "haproxy")
+_LAST = "nova-compute"
+#: The services of nova that report to its database, by the program that runs them.
+_REPORTING = ("nova-conductor", "nova-scheduler", "nova-compute")
+
+Step = Callable[[str], AbstractContextManager[None]]
+
+
+class InstanceError(Exception):
+    """Something of the instance does not come up; its text names it and its log."""
+
+
+class Instance:
+    """The instance at *layout*; *step* wraps each named step of its coming up."""
+
+    def __init__(self, layout: Layout, step: Step) -> None:
+        self.layout = layout
+        self.supervisor = Supervisor(layout)
+        self._step = step
+        self._servers = str(fork_servers(layout))
+
+    def up(self) -> None:
+        """Bring it up; what runs already stays as it is.
+
+        :raises InstanceError: naming the program that does not come up.
+        """
+        ready = self.layout.data / "ready"
+        resources = self.layout.spec.resources
+        complete = ready.exists() and ready.read_text() == resources
+        with self._step("database, message queue and proxy"):
+            self._start_backing()
+        with self._step("OpenStack services"):
+            self._start_services(complete)
+        if not complete:
+            with self._step("accounts, flavors, networks and image"):
+                self._fill()
+                configure.put(ready, resources)
+
+    def _start_backing(self) -> None:
+        Path(self._servers).mkdir(parents=True, exist_ok=True)
+        for kind in KINDS:
+            launch.spawn(kind, self._servers)
+        reload_proxy = configure.configure(self.layout)
+        self.supervisor.start()
+        self.supervisor.ensure(_BACKING)
+        database.prepare(self.layout)
+        self.supervisor.ensure(("mariadb",))
+        if reload_proxy:
+            self._reload_proxy()
+        self._wait("mariadb", self._connects(DATABASE_PORT))
+        self._wait("haproxy", self._connects(PROXY_PORT))
+
+    def _reload_proxy(self) -> None:
+        import signal  # noqa: PLC0415
+
+        self._wait("haproxy", self._connects(PROXY_PORT))
+        os.kill(self.supervisor.pid("haproxy"), signal.SIGUSR2)
+
+    def _start_services(self, complete: bool) -> None:
+        names = [program.name for program in programs(self.layout)]
+        names.remove(_LAST)
+        if not complete:
+            self._bootstrap()
+        self.supervisor.ensure(names)
+        self._wait("keystone", self._answers("identity"))
+        if not complete:
+            self._client("accounts")
+        self._wait("placement", self._answers("placement"))
+        self._wait("rabbitmq", self._connects(MESSAGING_PORT))
+        self.supervisor.ensure((_LAST,))
+        for api in APIS:
+            program = next(
+                name for name in names if name.removesuffix("-api") == _PROGRAMS[api.type]
+            )
+            self._wait(program, self._answers(api.type))
+        if complete:
+            self._wait_for_reports()
+
+    def _fill(self) -> None:
+        self._client("resources")
+        self._wait_for_reports()
+        self._run("nova", "nova.cmd.manage:main", "nova-manage", "cell_v2", "discover_hosts")
+
+    def _bootstrap(self) -> None:
+        """Keys, and the first account and endpoint, by keystone's own commands."""
+        entry, name = "keystone.cmd.manage:main", "keystone-manage"
+        spec, etc = self.layout.spec, self.layout.etc / "keystone"
+        if not any((etc / "fernet-keys").iterdir()):
+            self._run("keystone", entry, name, "fernet_setup")
+        if not any((etc / "credential-keys").iterdir()):
+            self._run("keystone", entry, name, "credential_setup")
+        self._run(
+            "keystone",
+            entry,
+            name,
+            "bootstrap",
+            f"--bootstrap-region-id={spec.name}",
+            f"--bootstrap-public-url={self.layout.endpoint('identity')}",
+            environment={"OS_BOOTSTRAP_PASSWORD": spec.passwords["admin"]},
+        )
+
+    def _client(self, phase: str) -> None:
+        spec = self.layout.spec.to_json()
+        entry = "lab.wheels.resources:main"
+        self._run("client", entry, "resources", phase, environment={"SPEC": spec})
+
+    def _run(
+        self,
+        kind: str,
+        entry: str,
+        *argv: str,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Run a command of OpenStack in a fork.
+
+        :raises InstanceError: when it fails.
+        """
+        configuration = {
+            "keystone": ["--config-file", str(self.layout.etc / "keystone" / "keystone.conf")],
+            "nova": ["--config-file", str(self.layout.etc / "nova" / "nova.conf")],
+        }.get(kind, [])
+        arguments = [argv[0], *configuration, *argv[1:]]
+        whole = {**os.environ, **service_environment(self.layout), **(environment or {})}
+        path = self.layout.log / f"{argv[0]}.log"
+        with path.open("ab") as log, Path(os.devnull).open("rb") as null:
+            streams = (null.fileno(), log.fileno(), log.fileno())
+            process = launch.launch(kind, self._servers, entry, arguments, whole, streams=streams)
+            status = process.wait()
+        if status:
+            command = " ".join(argv[:2])
+            raise InstanceError(f"{command} failed with status {status} (log: {path})")
+
+    def _wait(self, program: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            state = self.supervisor.states().get(program)
+            if state == "FATAL" or time.monotonic() > deadline:
+                log = self.layout.log / f"{program}.log"
+                raise InstanceError(f"{program} does not come up ({state}; log: {log})")
+            time.sleep(0.1)
+
+    def _connects(self, port: int) -> Callable[[], bool]:
+        import socket  # noqa: PLC0415
+
+        def connects() -> bool:
+            with contextlib.suppress(OSError):
+                socket.create_connection((self.layout.spec.address, port), 1).close()
+                return True
+            return False
+
+        return connects
+
+    def _answers(self, service_type: str) -> Callable[[], bool]:
+        url = f"{self.layout.url(service_type)}{self.layout.api(service_type).prefix}/"
+
+        def answers() -> bool:
+            try:
+                urllib.request.urlopen(url, timeout=10).close()  # noqa: S310 - our own service
+            except urllib.error.HTTPError as error:
+                return error.code < 500  # noqa: PLR2004
+            except OSError:
+                return False
+            return True
+
+        return answers
+
+    def _wait_for_reports(self) -> None:
+        """Wait until nova's services have reported since they were started: until then, the
+        scheduler may take a compute for down."""
+        for name in _REPORTING:
+            since = datetime.fromtimestamp(self.supervisor.started(name), UTC)
+            self._wait(name, lambda name=name, since=since: self._reported(name, since))  # type: ignore[misc]
+
+    def _reported(self, name: str, since: datetime) -> bool:
+        with self._database("nova") as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT COUNT(*) FROM services WHERE deleted = 0 AND `binary` = %s"
+                " AND last_seen_up >= %s",
+                (name, since.replace(tzinfo=None)),
+            )
+            return bool(cursor.fetchone()[0])
+
+    @contextlib.contextmanager
+    def _database(self, name: str) -> Iterator[pymysql.Connection]:
+        connection = pymysql.connect(
+            host=self.layout.spec.address,
+            port=DATABASE_PORT,
+            user="openstack",
+            password=self.layout.spec.passwords["database"],
+            database=name,
+        )
+        with connection:
+            yield connection
+
+
+_PROGRAMS = {
+    "identity": "keystone",
+    "image": "glance",
+    "compute": "nova",
+    "placement": "placement",
+    "network": "neutron",
+}

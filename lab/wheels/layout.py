@@ -1,0 +1,132 @@
+"""Where everything of an instance is: paths, ports and URLs."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from lab.wheels.spec import Spec
+
+PROXY_PORT = 8888
+DATABASE_PORT = 3306
+MESSAGING_PORT = 5672
+
+
+@dataclass(frozen=True)
+class Api:
+    """A service with an HTTP API: its type in the catalog, its path and its port."""
+
+    type: str
+    prefix: str
+    port: int
+    #: What its URL in the catalog has behind the prefix.
+    version: str = ""
+
+
+APIS = (
+    Api("identity", "/identity", 5000, "/v3"),
+    Api("image", "/image", 9292),
+    Api("compute", "/compute", 8774, "/v2.1"),
+    Api("placement", "/placement", 8778),
+    Api("network", "/networking", 9696),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths and addresses of the instance that *spec* describes."""
+
+    spec: Spec
+
+    @cached_property
+    def directory(self) -> Path:
+        """All that this instance owns."""
+        return Path(self.spec.directory)
+
+    @cached_property
+    def shared(self) -> Path:
+        """What the instances of one host share: the virtual environment, the database template."""
+        return Path(self.spec.shared)
+
+    @cached_property
+    def etc(self) -> Path:
+        """Configuration."""
+        return self.directory / "etc"
+
+    @cached_property
+    def run(self) -> Path:
+        """Sockets and pid files."""
+        return self.directory / "run"
+
+    @cached_property
+    def log(self) -> Path:
+        """One log per program."""
+        return self.directory / "log"
+
+    @cached_property
+    def data(self) -> Path:
+        """State: the database, the queues, images, keys."""
+        return self.directory / "data"
+
+    @cached_property
+    def home(self) -> Path:
+        """The home directory of the instance's user."""
+        return Path(self.spec.home)
+
+    @cached_property
+    def supervisor_socket(self) -> Path:
+        """Where supervisord answers."""
+        return self.run / "supervisor.sock"
+
+    @cached_property
+    def epmd_port(self) -> int:
+        """A port of its own for Erlang's port mapper, which always listens on 127.0.0.1 too."""
+        return 20000 + (int(ipaddress.ip_address(self.spec.address)) >> 8) % 10000
+
+    @cached_property
+    def erlang_port(self) -> int:
+        """The port of RabbitMQ's Erlang distribution."""
+        return 25672
+
+    @property
+    def prefix(self) -> Path:
+        """The virtual environment of the stack."""
+        return Path(sys.prefix)
+
+    @property
+    def frontend(self) -> str:
+        """The URL of the instance's own proxy: all that clients and services talk to."""
+        return f"http://{self.spec.address}:{PROXY_PORT}"
+
+    @property
+    def auth_url(self) -> str:
+        """The identity service, through the proxy."""
+        return f"{self.frontend}/identity/v3"
+
+    def url(self, service_type: str) -> str:
+        """The URL of *service_type* behind the proxy: what only the proxy calls."""
+        return f"http://{self.spec.address}:{self.api(service_type).port}"
+
+    def endpoint(self, service_type: str) -> str:
+        """The URL of *service_type* through the proxy, as the catalog has it."""
+        api = self.api(service_type)
+        return f"{self.frontend}{api.prefix}{api.version}"
+
+    @staticmethod
+    def api(service_type: str) -> Api:
+        """The API of *service_type*."""
+        return next(api for api in APIS if api.type == service_type)
+
+    def database(self, name: str) -> str:
+        """The SQLAlchemy URL of the database *name*."""
+        account = f"openstack:{self.spec.passwords['database']}"
+        return f"mysql+pymysql://{account}@{self.spec.address}:{DATABASE_PORT}/{name}?charset=utf8"
+
+    @property
+    def transport(self) -> str:
+        """The oslo.messaging URL of the message queue."""
+        account = f"openstack:{self.spec.passwords['messaging']}"
+        return f"rabbit://{account}@{self.spec.address}:{MESSAGING_PORT}/"

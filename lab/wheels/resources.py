@@ -1,0 +1,159 @@
+"""What an instance has in it, as DevStack gives it: accounts, endpoints, flavors, a network, an image.
+
+Everything is found before it is made, so that a second run makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openstack
+from openstack.connection import Connection
+
+from lab.wheels.layout import APIS, Layout
+from lab.wheels.spec import Spec
+
+#: The accounts of services, each with the role ``service`` in the project ``service``.
+SERVICE_ACCOUNTS = ("glance", "nova", "placement", "neutron")
+
+_NAMES = {"image": "glance", "compute": "nova", "placement": "placement", "network": "neutron"}
+
+#: Size of the image that stands for CirrOS where the fake hypervisor runs it, in bytes.
+PLACEHOLDER_SIZE = 1024 * 1024
+
+_QCOW = b"QFI\xfb"
+
+
+def connect(layout: Layout) -> Connection:
+    """The instance's administrator."""
+    return openstack.connection.Connection(
+        auth={
+            "auth_url": layout.auth_url,
+            "username": "admin",
+            "password": layout.spec.passwords["admin"],
+            "project_name": "admin",
+            "user_domain_name": "Default",
+            "project_domain_name": "Default",
+        },
+        region_name=layout.spec.name,
+        identity_api_version="3",
+    )
+
+
+def create_accounts(layout: Layout) -> None:
+    """Make the services' accounts, the user ``demo``, and the catalog."""
+    cloud = connect(layout)
+    identity = cloud.identity
+    passwords = layout.spec.passwords
+    roles = {role.name: role for role in identity.roles()}
+    service_role = roles.get("service") or identity.create_role(name="service")
+    project = _found(identity, "project", "service")
+    users = {user.name for user in identity.users()}
+
+    def service_account(name: str) -> None:
+        if name not in users:
+            user = identity.create_user(
+                name=name, password=passwords[name], default_project_id=project.id
+            )
+        else:
+            user = identity.find_user(name)
+        for role in (service_role, roles["admin"]):
+            identity.assign_project_role_to_user(project, user, role)
+
+    def demo() -> None:
+        home = _found(identity, "project", "demo")
+        if "demo" in users:
+            user = identity.find_user("demo")
+        else:
+            user = identity.create_user(
+                name="demo", password=passwords["demo"], default_project_id=home.id
+            )
+        identity.assign_project_role_to_user(home, user, roles["member"])
+        identity.assign_project_role_to_user(home, identity.find_user("admin"), roles["admin"])
+
+    services = {service.type: service for service in identity.services()}
+    endpoints = {(endpoint.service_id, endpoint.interface) for endpoint in identity.endpoints()}
+
+    def catalog(service_type: str) -> None:
+        service = services.get(service_type) or identity.create_service(
+            type=service_type, name=_NAMES[service_type]
+        )
+        if (service.id, "public") not in endpoints:
+            identity.create_endpoint(
+                service_id=service.id,
+                interface="public",
+                region_id=layout.spec.name,
+                url=layout.endpoint(service_type),
+            )
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(service_account, name) for name in SERVICE_ACCOUNTS]
+        jobs += [pool.submit(catalog, api.type) for api in APIS if api.type != "identity"]
+        jobs.append(pool.submit(demo))
+        for job in jobs:
+            job.result()
+
+
+def create_resources(layout: Layout) -> None:
+    """Make the flavors, the networks and the image."""
+    cloud = connect(layout)
+    for flavor in layout.spec.flavors:
+        if cloud.compute.find_flavor(flavor["name"]) is None:
+            cloud.compute.create_flavor(**flavor)
+    for network in layout.spec.networks:
+        _network(cloud, network["name"], network["cidr"])
+    _image(cloud, layout.spec)
+
+
+def _found(identity: Any, kind: str, name: str) -> Any:
+    found = getattr(identity, f"find_{kind}")(name)
+    return found or getattr(identity, f"create_{kind}")(name=name)
+
+
+def _network(cloud: Connection, name: str, cidr: str) -> None:
+    network = cloud.network.find_network(name) or cloud.network.create_network(
+        name=name, is_shared=True
+    )
+    if not network.subnet_ids:
+        cloud.network.create_subnet(
+            network_id=network.id, name=f"{name}-subnet", ip_version=4, cidr=cidr
+        )
+
+
+def _image(cloud: Connection, spec: Spec) -> None:
+    name = spec.image["name"]
+    for image in cloud.image.images(name=name):
+        if image.status == "active":
+            return
+        cloud.image.delete_image(image)
+    content, properties = _content(spec.image["url"])
+    cloud.image.create_image(
+        name=name,
+        disk_format="qcow2" if content.startswith(_QCOW) else "raw",
+        container_format="bare",
+        visibility="public",
+        data=content,
+        validate_checksum=False,
+        **properties,
+    )
+
+
+def _content(url: str | None) -> tuple[bytes, dict[str, str]]:
+    """The bytes of an image and what its properties say about them."""
+    if url:
+        with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 - from lab.yaml
+            return response.read(), {}
+    return bytes(PLACEHOLDER_SIZE), {
+        "openstackoid_placeholder": "true",
+        "description": "a placeholder for the fake hypervisor, which boots nothing",
+    }
+
+
+def main() -> None:
+    """Entry of a fork: ``NAME PHASE`` in ``sys.argv``, the specification in ``SPEC``."""
+    layout = Layout(Spec.from_json(os.environ["SPEC"]))
+    {"accounts": create_accounts, "resources": create_resources}[sys.argv[1]](layout)

@@ -1,0 +1,61 @@
+"""What an instance shall be: the orchestrator writes it, the host reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+#: The accounts that an instance has a generated password for.
+ACCOUNTS = (
+    "admin",
+    "demo",
+    "database",
+    "messaging",
+    "glance",
+    "nova",
+    "placement",
+    "neutron",
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One instance, as plain data that survives JSON.
+
+    ``directory``, ``shared`` and ``home`` are absolute paths on the host: the instance's own
+    directory, the one that all instances of the host share, and where its user logs in.
+    ``peers`` maps the other instances to the ``address:port`` of their proxies; ``issuers`` names
+    the instances whose tokens are accepted; ``passwords`` has one for each of :data:`ACCOUNTS`.
+    ``flavors`` have ``name``, ``vcpus``, ``ram`` (MiB) and ``disk`` (GiB); ``networks`` have
+    ``name`` and ``cidr``; ``image`` has ``name`` and ``url`` (or None for a placeholder).
+    """
+
+    name: str
+    address: str
+    directory: str
+    shared: str
+    home: str
+    peers: Mapping[str, str]
+    issuers: tuple[str, ...]
+    passwords: Mapping[str, str]
+    flavors: tuple[Mapping[str, Any], ...]
+    networks: tuple[Mapping[str, Any], ...]
+    image: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """The specification as one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Spec:
+        """Read what :meth:`to_json` wrote."""
+        return cls(**json.loads(text))
+
+    @property
+    def resources(self) -> str:
+        """A digest of all that decides which users, flavors, networks and images there are."""
+        parts = (self.name, self.address, self.passwords, self.flavors, self.networks, self.image)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

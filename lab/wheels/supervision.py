@@ -1,0 +1,125 @@
+"""The instance's supervisord: start it, ask it, stop it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from supervisor.xmlrpc import Faults, SupervisorTransport  # type: ignore[import-untyped]
+
+from lab.wheels.layout import Layout
+
+#: Seconds within which supervisord, and then each of its programs, has to run or to end.
+PATIENCE = 60
+
+
+class SupervisionError(Exception):
+    """A program that does not start or stop; its text names it and its log."""
+
+
+class Supervisor:
+    """The supervisord of the instance at *layout*."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        transport = SupervisorTransport(None, None, f"unix://{layout.supervisor_socket}")
+        # The URL is never used: the transport knows the socket.
+        proxy = xmlrpc.client.ServerProxy("http://supervisor", transport=transport)
+        self._rpc: Any = proxy.supervisor
+
+    def running(self) -> bool:
+        """Whether it answers."""
+        try:
+            state = self._rpc.getState()
+        except (OSError, xmlrpc.client.Fault):
+            return False
+        return bool(state["statename"] == "RUNNING")
+
+    def start(self) -> None:
+        """Start it, or have it read its configuration again; changed programs restart.
+
+        :raises SupervisionError: when it does not answer.
+        """
+        if self.running():
+            self._update()
+            return
+        self._layout.supervisor_socket.unlink(missing_ok=True)
+        configuration = self._layout.etc / "supervisord.conf"
+        log = (self._layout.log / "supervisord.out").open("w")
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)]
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("OS_") and name != "PYTHONDONTWRITEBYTECODE"
+        }
+        with log:
+            status = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                check=False,
+            ).returncode
+        deadline = time.monotonic() + PATIENCE
+        while not self.running():
+            if status or time.monotonic() > deadline:
+                raise SupervisionError(f"supervisord does not answer: see {log.name}")
+            time.sleep(0.05)
+
+    def _update(self) -> None:
+        added, changed, removed = self._rpc.reloadConfig()[0]
+        for name in (*removed, *changed):
+            self._rpc.stopProcessGroup(name)
+            self._rpc.removeProcessGroup(name)
+        for name in (*added, *changed):
+            self._rpc.addProcessGroup(name)
+
+    def ensure(self, names: Iterable[str]) -> None:
+        """Start those of the programs *names* that do not run; does not wait for them."""
+        states = self.states()
+        for name in names:
+            if states.get(name) not in {"RUNNING", "STARTING"}:
+                try:
+                    self._rpc.startProcess(name, False)
+                except xmlrpc.client.Fault as fault:
+                    if fault.faultCode != Faults.ALREADY_STARTED:
+                        raise SupervisionError(f"{name}: {fault.faultString}") from fault
+
+    def states(self) -> dict[str, str]:
+        """The state of every program, in supervisor's words; empty when nothing runs."""
+        try:
+            rows = cast("list[dict[str, Any]]", self._rpc.getAllProcessInfo())
+        except (OSError, xmlrpc.client.Fault):
+            return {}
+        return {str(row["name"]): str(row["statename"]) for row in rows}
+
+    def pid(self, name: str) -> int:
+        """The process of the program *name*; 0 when it does not run."""
+        return int(self._rpc.getProcessInfo(name)["pid"])
+
+    def started(self, name: str) -> int:
+        """When the program *name* was started last, in seconds since the epoch."""
+        return int(self._rpc.getProcessInfo(name)["start"])
+
+    def stop(self) -> None:
+        """Stop every program, and then supervisord; no error when nothing runs.
+
+        :raises SupervisionError: when it does not end in time.
+        """
+        try:
+            pid = int(self._rpc.getPID())
+            self._rpc.shutdown()
+        except (OSError, xmlrpc.client.Fault):
+            return
+        deadline = time.monotonic() + PATIENCE
+        while Path(f"/proc/{pid}").exists():
+            if time.monotonic() > deadline:
+                raise SupervisionError(f"supervisord ({pid}) does not end")
+            time.sleep(0.05)

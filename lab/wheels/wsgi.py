@@ -1,0 +1,35 @@
+"""Serve a WSGI application of OpenStack with waitress."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import waitress  # type: ignore[import-untyped]
+
+#: Requests that one service handles at a time. A request may wait for others that it causes, but
+#: those go to other services.
+THREADS = 6
+
+
+def serve() -> None:
+    """Entry of a program: ``NAME MODULE PREFIX ADDRESS PORT`` in ``sys.argv``.
+
+    The proxy in front is trusted with the ``X-Forwarded-*`` headers: oslo.middleware and
+    keystone build their links from them.
+    """
+    name, module, prefix, address, port = sys.argv
+    sys.argv[:] = [name]
+    application = importlib.import_module(module).application
+    waitress.serve(
+        application,
+        host=address,
+        port=int(port),
+        url_prefix=prefix,
+        threads=THREADS,
+        ident=None,
+        clear_untrusted_proxy_headers=False,
+        # A connection stays open for HAProxy to reuse; the default channel limit is 100.
+        connection_limit=1000,
+        channel_timeout=3600,
+    )
