@@ -1,0 +1,8 @@
+"""The commands of setup-env.py."""
+
+import click
+
+
+@click.group()
+def main() -> None:
+    """Lab."""

@@ -1,0 +1,205 @@
+"""Debian packages: what is missing, and how it comes in without starting anything by itself.
+
+Nothing but the standard library is imported: the set-up of ``.venv`` may need a package too.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab.errors import LabError
+
+_POLICY = Path("/usr/sbin/policy-rc.d")
+_POLICY_MARK = "# Made by OpenStackoid's setup-env.py while it installs packages."
+# Asked by invoke-rc.d and deb-systemd-invoke; 101 forbids (invoke-rc.d(8)). It forbids only while
+# the one who installs is alive, so that a copy left by a kill -9 does no harm.
+_POLICY_TEXT = """\
+#!/bin/sh
+{mark}
+kill -0 {pid} 2>/dev/null && exit 101
+[ -x {saved} ] && exec {saved} "$@"
+exit 0
+"""
+_UNITS = (".service", ".socket", ".timer", ".path")
+_APT_ENVIRONMENT = (
+    "DEBIAN_FRONTEND=noninteractive",
+    # needrestart of some machines restarts services of its own accord.
+    "NEEDRESTART_SUSPEND=1",
+)
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of *packages* that are not installed, each once, in alphabetical order.
+
+    :raises LabError: on a machine without Debian's package manager.
+    """
+    installed = _installed()
+    return sorted(name for name in set(packages) if name not in installed)
+
+
+def install_line(packages: Iterable[str]) -> str:
+    """What a user types to install *packages*."""
+    return f"sudo apt-get install --no-install-recommends {' '.join(packages)}"
+
+
+def ensure(packages: Iterable[str], say: Callable[[str], None], log: Path | None = None) -> None:
+    """Install what is missing of *packages*, after a word to *say*; leave none of it running.
+
+    Services that come in with them are stopped and disabled; those that were there before are
+    not touched. The output of apt goes into *log*.
+
+    :raises LabError: when they cannot be installed; nothing is changed where we may not.
+    """
+    lacking = missing(packages)
+    if not lacking:
+        return
+    root = _become_root()
+    if root is None:
+        raise LabError(f"Debian packages are missing: {install_line(lacking)}")
+    say(f"Installing Debian packages: {' '.join(lacking)} (they stay after `destroy`)")
+    before = _installed()
+    try:
+        with _nothing_starts(root):
+            _apt_install(root, lacking, log)
+    finally:
+        _disable(root, _units(_installed() - before))
+    still = missing(lacking)
+    if still:
+        raise LabError(f"apt-get did not install {' '.join(still)}: {install_line(still)}")
+
+
+def _installed() -> set[str]:
+    try:
+        listing = subprocess.run(
+            ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except FileNotFoundError as error:
+        raise LabError("dpkg-query is missing: the lab needs Debian or a relative of it") from error
+    pairs = (line.split() for line in listing.splitlines())
+    return {pair[1] for pair in pairs if len(pair) > 1 and pair[0] == "installed"}
+
+
+def _become_root() -> list[str] | None:
+    """What stands before a command that root has to run; None where we may not."""
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo"):
+        allowed = subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False)
+        if allowed.returncode == 0:
+            return ["sudo", "-n"]
+    return None
+
+
+def _apt_install(root: Sequence[str], packages: Sequence[str], log: Path | None) -> None:
+    """Install *packages*; where that fails, refresh the package lists and try once more."""
+    apt = [*root, "env", *_APT_ENVIRONMENT, "apt-get", "-o", "DPkg::Lock::Timeout=120"]
+    install = [*apt, "install", "--yes", "--no-install-recommends", *packages]
+    first = _logged(install, log)
+    if first.returncode == 0:
+        return
+    _logged([*apt, "update"], log)
+    second = _logged(install, log)
+    if second.returncode != 0:
+        last = [line for line in second.stdout.splitlines() if line.startswith("E:")][:1]
+        raise LabError(
+            f"apt-get fails: {' '.join(last) or f'status {second.returncode}'}; "
+            f"try {install_line(packages)}"
+        )
+
+
+def _logged(argv: Sequence[str], log: Path | None) -> subprocess.CompletedProcess[str]:
+    # In a session of its own: a Ctrl-C on the terminal must not leave dpkg half way.
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        check=False,
+    )
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"$ {shlex.join(argv)}\n{done.stdout}")
+    return done
+
+
+@contextmanager
+def _nothing_starts(root: Sequence[str]) -> Iterator[None]:
+    """While inside, no package's service is started; what was there before is put back."""
+    saved = _POLICY.with_name(_POLICY.name + ".before-openstackoid")
+    _put_back(root, saved)
+    text = _POLICY_TEXT.format(mark=_POLICY_MARK, pid=os.getpid(), saved=saved)
+    # A SIGTERM unwinds like a Ctrl-C, so that the finally below is reached.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if _POLICY.exists():
+            _as_root(root, ["mv", str(_POLICY), str(saved)])
+        _as_root(root, ["tee", str(_POLICY)], text)
+        _as_root(root, ["chmod", "755", str(_POLICY)])
+        yield
+    finally:
+        _put_back(root, saved)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _put_back(root: Sequence[str], saved: Path) -> None:
+    """Remove our policy, one left by an interrupted run too, and put the former one back."""
+    if _POLICY.exists() and _POLICY_MARK in _POLICY.read_text(errors="replace"):
+        _as_root(root, ["rm", "-f", str(_POLICY)])
+    if saved.exists() and not _POLICY.exists():
+        _as_root(root, ["mv", str(saved), str(_POLICY)])
+
+
+def _as_root(root: Sequence[str], argv: Sequence[str], text: str | None = None) -> None:
+    done = subprocess.run(
+        [*root, *argv], input=text or "", capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise LabError(f"{shlex.join(argv)} fails: {done.stderr.strip()}")
+
+
+def _units(packages: Iterable[str]) -> list[str]:
+    """The systemd units and the init scripts that *packages* brought, as paths."""
+    names = sorted(packages)
+    if not names:
+        return []
+    listing = subprocess.run(
+        ["dpkg-query", "--listfiles", *names], capture_output=True, text=True, check=False
+    ).stdout
+    return [
+        path
+        for path in listing.splitlines()
+        if (path.endswith(_UNITS) and "/systemd/system/" in path)
+        or (path.startswith("/etc/init.d/") and not path.endswith("/README"))
+    ]
+
+
+def _disable(root: Sequence[str], units: Iterable[str]) -> None:
+    """Stop and disable what *units* name, whichever way this machine starts its services."""
+    runs_systemd = Path("/run/systemd/system").is_dir()
+    for path in units:
+        name = Path(path).name
+        if path.startswith("/etc/init.d/"):
+            commands = [["update-rc.d", name, "disable"]]
+        elif "@." in name:
+            continue
+        elif runs_systemd:
+            commands = [["systemctl", "disable", "--now", name]]
+        else:
+            commands = [["deb-systemd-helper", "disable", name]]
+        for command in commands:
+            # A unit that cannot be enabled cannot be disabled either: no failure.
+            subprocess.run([*root, *command], capture_output=True, check=False)

@@ -1,0 +1,82 @@
+"""The processes of a lab, found by the mark in their environment, and stopped by their id."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+#: Environment variable of every process of a lab: the absolute path of the lab's state.
+LAB_MARK = "OPENSTACKOID_LAB"
+#: Environment variable of every process of one instance: the instance's name.
+INSTANCE_MARK = "OPENSTACKOID_INSTANCE"
+
+
+def marks(state: Path, instance: str | None = None) -> dict[str, str]:
+    """The environment that marks a process as one of the lab in *state*, and of *instance*."""
+    return {LAB_MARK: str(state)} | ({INSTANCE_MARK: instance} if instance else {})
+
+
+def marked(state: Path, instance: str | None = None) -> list[psutil.Process]:
+    """The processes of the lab in *state*; with *instance*, of this instance only.
+
+    This process and its ancestors are left out: ``setup-env.py`` may run inside of the lab.
+    """
+    wanted = marks(state, instance)
+    running = {process.pid: process for process in psutil.process_iter()}
+    found = {pid for pid, process in running.items() if _bears(process, wanted)}
+    found |= _ssh_servers(running, found, state / instance if instance else state)
+    me = psutil.Process()
+    found -= {me.pid, *(ancestor.pid for ancestor in me.parents())}
+    return [running[pid] for pid in sorted(found)]
+
+
+def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
+    """Ask *processes* to end; kill those that are still there after *grace* seconds."""
+    alive = list(processes)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(alive, timeout=grace)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=grace)
+
+
+def _bears(process: psutil.Process, wanted: dict[str, str]) -> bool:
+    try:
+        environment = process.environ()
+    except psutil.Error:
+        return False
+    return all(environment.get(key) == value for key, value in wanted.items())
+
+
+def _ssh_servers(running: dict[int, psutil.Process], found: set[int], directory: Path) -> set[int]:
+    """The sshd processes that belong to *found* or were configured below *directory*.
+
+    sshd writes its title over its environment (setproctitle), so it bears no mark; but its
+    listener names its configuration, and its sessions are the parents of what they run.
+    """
+    servers: dict[int, tuple[int, str]] = {}
+    for pid, process in running.items():
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("sshd"):
+                servers[pid] = (process.ppid(), " ".join(process.cmdline()))
+    ours = {pid for pid, (_, title) in servers.items() if f"{directory}/" in title}
+    ours |= {pid for pid, (parent, _) in servers.items() if parent in ours}
+    for pid in found:
+        parent = _parent(running[pid])
+        while parent in servers and parent not in ours:
+            ours.add(parent)
+            parent = servers[parent][0]
+    return ours
+
+
+def _parent(process: psutil.Process) -> int:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return 0

@@ -1,0 +1,517 @@
+"""The local provider: a host is a loopback address and a directory with an sshd of its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any, Protocol, cast
+
+import psutil
+
+from lab import processes
+from lab.bootstrap import base_python
+from lab.description import Instance
+from lab.errors import LabError
+from lab.providers.base import Finding, Host, Provider
+from lab.steps import Steps
+
+SSH_PORT = 2222
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# sshd's privilege separation directory, compiled in; only a root's sshd asks for it.
+_PRIVSEP = Path("/run/sshd")
+#: How long an sshd or the supervisor may take to answer.
+_PATIENCE = 20.0
+
+_SSHD_CONFIG = Template("""\
+# The sshd of $name. Key only, of and for the one user who runs the lab.
+ListenAddress $address:$port
+HostKey $directory/ssh/host_key
+PidFile none
+
+AllowUsers $user
+AuthenticationMethods publickey
+AuthorizedKeysFile $directory/ssh/authorized_keys
+# The repository may lie below a directory that others can write to, such as /tmp.
+StrictModes no
+PermitRootLogin prohibit-password
+UsePAM $pam
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+
+# Nothing of the caller's environment comes in; everything that runs here bears the lab's marks.
+PermitUserEnvironment no
+SetEnv HOME=$directory/home PATH=$path LANG=C.UTF-8 $marks
+ForceCommand $directory/login
+
+UseDNS no
+PrintMotd no
+PrintLastLog no
+X11Forwarding no
+MaxStartups 100
+MaxSessions 100
+Subsystem sftp /usr/lib/openssh/sftp-server
+""")
+
+_LOGIN = Template("""\
+#!/bin/bash
+# What every login to $name runs (ForceCommand of its sshd): a shell, or the one command that was
+# asked for, with the profile that the stack wrote.
+cd "$$HOME" || exit
+if [[ -r .profile ]]; then
+    # shellcheck disable=SC1091
+    . ./.profile
+fi
+if [[ -n $${SSH_ORIGINAL_COMMAND+given} ]]; then
+    command=$$SSH_ORIGINAL_COMMAND
+    unset SSH_ORIGINAL_COMMAND
+    exec bash -c "$$command"
+fi
+exec bash --noprofile --rcfile "$directory/bashrc" -i
+""")
+
+_BASHRC = Template("""\
+# An interactive shell in $name.
+unset PROMPT_COMMAND
+PS1='stack@$name:\\w$$ '
+""")
+
+_SSH_CONFIG = Template("""\
+Host $name
+    HostName $address
+    Port $port
+    User $user
+    IdentityFile $provider/key
+    IdentitiesOnly yes
+    IdentityAgent none
+    UserKnownHostsFile $provider/known_hosts
+    GlobalKnownHostsFile /dev/null
+    StrictHostKeyChecking yes
+    PasswordAuthentication no
+    LogLevel ERROR
+""")
+
+_SUPERVISOR = Template("""\
+; Keeps the sshd of every instance running.
+[supervisord]
+logfile = $state/log/provider.log
+pidfile = $provider/supervisord.pid
+childlogdir = $state/log
+[unix_http_server]
+file = $provider/supervisor.sock
+chmod = 0700
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+""")
+
+_SUPERVISOR_PROGRAM = Template("""\
+[program:$name]
+command = $sshd -D -e -f $directory/ssh/sshd_config
+environment = $marks
+autostart = false
+autorestart = true
+startsecs = 0
+redirect_stderr = true
+stdout_logfile = $state/log/$name-sshd.log
+""")
+
+
+class Supervisor(Protocol):
+    """What we call of supervisor's XML-RPC interface; its names are its own."""
+
+    def getState(self) -> dict[str, Any]:  # noqa: D102
+        ...
+
+    def getAllProcessInfo(self) -> list[dict[str, Any]]:  # noqa: D102
+        ...
+
+    def getProcessInfo(self, name: str) -> dict[str, Any]:  # noqa: D102
+        ...
+
+    def startProcess(self, name: str) -> bool:  # noqa: D102
+        ...
+
+    def stopProcess(self, name: str) -> bool:  # noqa: D102
+        ...
+
+    def reloadConfig(self) -> list[list[list[str]]]:  # noqa: D102
+        ...
+
+    def addProcessGroup(self, name: str) -> bool:  # noqa: D102
+        ...
+
+    def removeProcessGroup(self, name: str) -> bool:  # noqa: D102
+        ...
+
+    def shutdown(self) -> bool:  # noqa: D102
+        ...
+
+
+class Local(Provider):
+    """Instance *n* is a loopback address and a directory of this machine."""
+
+    name = "local"
+    debian_packages = ("openssh-client", "openssh-server")
+
+    @property
+    def _directory(self) -> Path:
+        return self.lab.state / "provider"
+
+    def up(self, names: Sequence[str], steps: Steps) -> list[Host]:
+        """Give each of *names* its directory and its sshd."""
+        instances = [one for one in self.lab.instances if one.name in names]
+        for one in instances:
+            if not one.address.is_loopback:
+                raise LabError(
+                    f"{one.name}: {one.address} is no loopback address: the provider local needs "
+                    "127.x.y.z in lab.yaml"
+                )
+        sshd = _program("sshd")
+        changed = self._write_files(sshd)
+        _make_privilege_separation_directory(self._directory)
+        supervisor = self._supervisor_started()
+        for name in changed:
+            _stop_program(supervisor, name)
+        for one in instances:
+            with steps.step(one.name, "host") as step:
+                self._start(supervisor, one)
+                step.log(f"sshd answers on {one.address}:{SSH_PORT}")
+        return [self._host(one) for one in instances]
+
+    def hosts(self) -> list[Host]:
+        """The hosts whose directories are there."""
+        return [
+            self._host(one)
+            for one in self.lab.instances
+            if (self.lab.state / one.name / "login").exists()
+        ]
+
+    def halt(self, names: Sequence[str]) -> None:
+        """Stop the sshd of each of *names* and whatever else runs there."""
+        supervisor = self._supervisor()
+        if supervisor is not None:
+            for name in names:
+                _stop_program(supervisor, name)
+            if not any(program["pid"] for program in supervisor.getAllProcessInfo()):
+                supervisor.shutdown()
+        for name in names:
+            processes.stop(processes.marked(self.lab.state, name))
+        self._tidy()
+
+    def destroy(self) -> None:
+        """Stop every process of the lab; its files are all below the lab's state."""
+        supervisor = self._supervisor()
+        if supervisor is not None:
+            supervisor.shutdown()
+        # Not once only: a supervisor may have started something while it was asked to end.
+        for _ in range(10):
+            left = processes.marked(self.lab.state)
+            if not left:
+                break
+            processes.stop(left)
+        else:
+            raise LabError(
+                "these processes do not end, not even killed: "
+                + ", ".join(str(process.pid) for process in left)
+            )
+        _remove_privilege_separation_directory(self._directory)
+
+    def is_up(self, name: str) -> bool:
+        """Whether the sshd of *name* greets."""
+        return _greets(str(self.lab.instance(name).address))
+
+    def doctor(self) -> list[Finding]:
+        """Whether the addresses' ports are free, or ours."""
+        return [
+            Finding(
+                f"{one.address}:{SSH_PORT} for {one.name}",
+                self.is_up(one.name) or _taker(str(one.address)) is None,
+                "stop what listens there, or change the address in lab.yaml",
+            )
+            for one in self.lab.instances
+        ]
+
+    def _host(self, instance: Instance) -> Host:
+        state = self.lab.state
+        return Host(
+            name=instance.name,
+            address=str(instance.address),
+            directory=state / instance.name,
+            shared=state / "shared",
+            home=state / instance.name / "home",
+            source=self.lab.root,
+            python=base_python(),
+            uv=_uv(),
+        )
+
+    def _values(self, instance: Instance, sshd: str) -> dict[str, str]:
+        marks = processes.marks(self.lab.state, instance.name).items()
+        return {
+            "name": instance.name,
+            "address": str(instance.address),
+            "port": str(SSH_PORT),
+            "user": getpass.getuser(),
+            "state": str(self.lab.state),
+            "provider": str(self._directory),
+            "directory": str(self.lab.state / instance.name),
+            "path": _PATH,
+            "pam": "yes" if _root_is_locked() else "no",
+            "sshd": sshd,
+            "marks": " ".join(f"{key}={value}" for key, value in marks),
+        }
+
+    def _write_files(self, sshd: str) -> list[str]:
+        """Write what is missing or differs, for all of the lab; who got another sshd_config."""
+        changed = []
+        state, provider = self.lab.state, self._directory
+        for directory in (state, provider, state / "log", state / "shared"):
+            directory.mkdir(parents=True, exist_ok=True)
+        state.chmod(0o711)
+        provider.chmod(0o700)
+        key = _key(provider / "key")
+        ssh_config = "# Made by setup-env.py: ssh -F with this file reaches every instance.\n"
+        supervisor = _SUPERVISOR.substitute(state=state, provider=provider)
+        known_hosts = ""
+        for one in self.lab.instances:
+            directory = state / one.name
+            (directory / "home").mkdir(parents=True, exist_ok=True)
+            (directory / "ssh").mkdir(mode=0o700, exist_ok=True)
+            values = self._values(one, sshd)
+            ssh_config += "\n" + _SSH_CONFIG.substitute(values)
+            marks = values["marks"].replace(" ", ",")
+            supervisor += _SUPERVISOR_PROGRAM.substitute(values | {"marks": marks})
+            host_key = _key(directory / "ssh/host_key")
+            known_hosts += f"[{one.address}]:{SSH_PORT} {host_key}\n"
+            _write(directory / "ssh/authorized_keys", f"{key}\n")
+            if _write(directory / "ssh/sshd_config", _SSHD_CONFIG.substitute(values)):
+                changed.append(one.name)
+            _write(directory / "bashrc", _BASHRC.substitute(values))
+            _write(directory / "login", _LOGIN.substitute(values), 0o755)
+        _write(provider / "known_hosts", known_hosts)
+        _write(provider / "supervisord.conf", supervisor)
+        _write(self.ssh_config, ssh_config)
+        return changed
+
+    def _supervisor(self) -> Supervisor | None:
+        """The supervisor that runs, or None."""
+        from xmlrpc.client import Fault, ServerProxy  # noqa: PLC0415 - slow to import
+
+        from supervisor.xmlrpc import SupervisorTransport  # noqa: PLC0415
+
+        path = self._directory / "supervisor.sock"
+        if not path.exists():
+            return None
+        proxy = ServerProxy(
+            "http://127.0.0.1", transport=SupervisorTransport(None, None, f"unix://{path}")
+        )
+        supervisor = cast(Supervisor, proxy.supervisor)
+        try:
+            supervisor.getState()
+        except (OSError, Fault):
+            return None
+        return supervisor
+
+    def _supervisor_started(self) -> Supervisor:
+        """The supervisor, with the configuration as it is now."""
+        supervisor = self._supervisor()
+        if supervisor is not None:
+            _update(supervisor)
+            return supervisor
+        self._tidy()
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "supervisor.supervisord"),
+                *("-c", str(self._directory / "supervisord.conf")),
+            ],
+            env={"PATH": _PATH, "LANG": "C.UTF-8", **processes.marks(self.lab.state)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
+        deadline = time.monotonic() + _PATIENCE
+        while (supervisor := self._supervisor()) is None:
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"the provider's supervisor does not answer: see {self.lab.state}/log/"
+                    "provider.log"
+                )
+            time.sleep(0.02)
+        return supervisor
+
+    def _tidy(self) -> None:
+        """Stop sshds and supervisors that nobody looks after any more; sessions stay."""
+        if self._supervisor() is not None:
+            return
+        configurations = [
+            str(self._directory / "supervisord.conf"),
+            *(f"{self.lab.state}/{one.name}/ssh/sshd_config" for one in self.lab.instances),
+        ]
+        processes.stop(
+            process
+            for process in processes.marked(self.lab.state)
+            if any(text in _title(process) for text in configurations)
+        )
+
+    def _start(self, supervisor: Supervisor, instance: Instance) -> None:
+        from xmlrpc.client import Fault  # noqa: PLC0415
+
+        address = str(instance.address)
+        if not supervisor.getProcessInfo(instance.name)["pid"]:
+            taker = _taker(address)
+            if taker is not None:
+                raise LabError(
+                    f"{instance.name}: {address}:{SSH_PORT} is taken by {taker}: stop that, or "
+                    "change the address in lab.yaml"
+                )
+            try:
+                supervisor.startProcess(instance.name)
+            except Fault as fault:
+                if "ALREADY_STARTED" not in fault.faultString:
+                    raise LabError(f"{instance.name}: sshd: {fault.faultString}") from fault
+        deadline = time.monotonic() + _PATIENCE
+        while not _greets(address):
+            if time.monotonic() > deadline:
+                log = self.lab.state / "log" / f"{instance.name}-sshd.log"
+                last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
+                raise LabError(
+                    f"{instance.name}: sshd does not answer on {address}:{SSH_PORT}: "
+                    f"{' '.join(last) or 'it says nothing'}; see {log}"
+                )
+            time.sleep(0.02)
+
+
+def _update(supervisor: Supervisor) -> None:
+    """What ``supervisorctl update`` does."""
+    added, changed, removed = supervisor.reloadConfig()[0]
+    for name in (*changed, *removed):
+        _stop_program(supervisor, name)
+        supervisor.removeProcessGroup(name)
+    for name in (*added, *changed):
+        supervisor.addProcessGroup(name)
+
+
+def _stop_program(supervisor: Supervisor, name: str) -> None:
+    from xmlrpc.client import Fault  # noqa: PLC0415
+
+    try:
+        supervisor.stopProcess(name)
+    except Fault as fault:
+        if not fault.faultString.startswith(("NOT_RUNNING", "BAD_NAME")):
+            raise LabError(f"{name}: sshd does not stop: {fault.faultString}") from fault
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name, path=_PATH)
+    if path is None:
+        raise LabError(f"{name} is missing: apt-get install openssh-server")
+    return path
+
+
+def _uv() -> str:
+    beside = Path(sys.prefix) / "bin/uv"
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    if found is None:
+        raise LabError(f"uv is missing in {sys.prefix}: remove .venv and try again")
+    return found
+
+
+def _key(path: Path) -> str:
+    """The public half of the key at *path*, which is made where it is missing or half made."""
+    public = path.with_name(path.name + ".pub")
+    if not public.exists() or not public.read_text().strip():
+        path.unlink(missing_ok=True)
+        public.unlink(missing_ok=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "openstackoid", "-f", str(path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
+    return public.read_text().strip()
+
+
+def _write(path: Path, text: str, mode: int = 0o600) -> bool:
+    """Make *path* hold *text*, whole or not at all; whether that changed it."""
+    if path.exists() and path.read_text() == text and path.stat().st_mode & 0o777 == mode:
+        return False
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(text)
+    draft.chmod(mode)
+    draft.replace(path)
+    return True
+
+
+def _greets(address: str) -> bool:
+    try:
+        with socket.create_connection((address, SSH_PORT), timeout=5) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _taker(address: str) -> str | None:
+    """Who listens on the ssh port of *address* already, or None."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, SSH_PORT))
+        except OSError:
+            return _listener(address) or "another program"
+    return None
+
+
+def _listener(address: str) -> str | None:
+    for connection in psutil.net_connections("tcp4"):
+        where = connection.laddr
+        if (
+            connection.status == psutil.CONN_LISTEN
+            and where
+            and where.port == SSH_PORT
+            and where.ip in (address, "0.0.0.0")  # noqa: S104 - compared with, not bound to
+            and connection.pid
+        ):
+            return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+    return None
+
+
+def _root_is_locked() -> bool:
+    """Whether we are a root whose account is locked, as an installer without root password does.
+
+    sshd refuses such a user even with a key, unless PAM decides (``UsePAM`` in sshd_config(5)).
+    """
+    if os.geteuid() != 0:
+        return False
+    try:
+        lines = Path("/etc/shadow").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("root:!") for line in lines)
+
+
+def _make_privilege_separation_directory(provider: Path) -> None:
+    if os.geteuid() == 0 and not _PRIVSEP.exists():
+        (provider / "made-run-sshd").touch()
+        _PRIVSEP.mkdir(mode=0o755)
+
+
+def _remove_privilege_separation_directory(provider: Path) -> None:
+    """Remove /run/sshd where we made it, unless another sshd has come to need it."""
+    if (provider / "made-run-sshd").exists() and not any(
+        process.info["name"] == "sshd" for process in psutil.process_iter(["name"])
+    ):
+        _PRIVSEP.rmdir()

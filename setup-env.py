@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Several real OpenStacks side by side, from one command: try `./setup-env.py --help`."""
+
+# This file stays readable for every Python, so that an old one can say what is wrong.
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit("error: setup-env.py needs Python 3.11 or newer, this is " + sys.version.split()[0])
+
+from lab.bootstrap import main
+
+if __name__ == "__main__":
+    main()
