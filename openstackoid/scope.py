@@ -7,12 +7,13 @@ of a token and inside an auth URL.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from os_service_types import ServiceTypes
 
@@ -24,6 +25,8 @@ URL_PREFIX = "scope"
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 
 _AUTHORITY = ServiceTypes()
+_QUOTE = reprlib.Repr()
+_QUOTE.maxstring = _QUOTE.maxother = 80
 
 
 class ScopeError(ValueError):
@@ -37,15 +40,15 @@ def service_type(name: str) -> str:
 
     :raises ScopeError: when the authority knows no such service.
     """
-    lowered = name.strip().lower()
+    lowered = name.strip().lower().replace("_", "-")
     official = _AUTHORITY.get_service_type(lowered)
     if official is None:
         project = _AUTHORITY.get_service_data_for_project(lowered)
         official = project and project["service_type"]
     if not official:
         raise ScopeError(
-            f"unknown service type {name!r} in scope: write for example compute, identity, image, "
-            "network, or a project such as nova"
+            f"unknown service type {_QUOTE.repr(name)} in scope: write for example compute, "
+            "identity, image, network, or a project such as nova"
         )
     return str(official)
 
@@ -119,19 +122,41 @@ def decode_url_scope(encoded: str) -> str:
     """
     try:
         padded = encoded + "=" * (-len(encoded) % 4)
-        return base64.urlsafe_b64decode(padded).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise ScopeError(f"the scope in the URL is not base64url: {encoded!r}") from error
+        return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+    except ValueError as error:
+        raise ScopeError(
+            f"the scope in the URL is not base64url: {_QUOTE.repr(encoded)}"
+        ) from error
+
+
+def scoped_auth_url(auth_url: str, scope: Scope) -> str:
+    """*auth_url* with *scope* in its path, put over the scope that it has already.
+
+    >>> scoped_auth_url("http://127.0.1.1:8888/identity/v3", Scope.parse("image=InstanceTwo"))
+    'http://127.0.1.1:8888/scope/eyJpbWFnZSI6Ikluc3RhbmNlVHdvIn0/identity/v3'
+
+    :raises ScopeError: when *auth_url* holds a scope that cannot be understood.
+    """
+    url = urlsplit(auth_url)
+    path = url.path.lstrip("/")
+    if path.startswith(f"{URL_PREFIX}/"):
+        _, encoded, path = [*path.split("/", 2), ""][:3]
+        scope = Scope.parse(decode_url_scope(encoded)).merged(scope)
+    return url._replace(path=f"/{scope.url_segment()}/{path}").geturl()
 
 
 def _json_pairs(text: str) -> list[tuple[str, object]]:
     try:
-        pairs = json.loads(text, object_pairs_hook=list)
+        pairs: list[tuple[str, object]] = json.loads(text, object_pairs_hook=list)
     except json.JSONDecodeError as error:
         raise ScopeError(
-            f"malformed scope {text!r}: {error.msg} at character {error.pos + 1}"
+            f"malformed scope {_QUOTE.repr(text)}: {error.msg} at character {error.pos + 1}"
         ) from error
-    return [(str(name), instance) for name, instance in pairs]
+    except (ValueError, RecursionError) as error:  # a number too long, or brackets too deep
+        raise ScopeError(
+            f"malformed scope {_QUOTE.repr(text)}: write instance names as strings"
+        ) from error
+    return pairs
 
 
 def _shorthand_pairs(text: str) -> list[tuple[str, object]]:
@@ -140,7 +165,8 @@ def _shorthand_pairs(text: str) -> list[tuple[str, object]]:
         name, equals, instance = item.partition("=")
         if not equals:
             raise ScopeError(
-                f"malformed scope {item!r}: write service=instance, for example image=InstanceTwo"
+                f"malformed scope {_QUOTE.repr(item)}: write service=instance, "
+                "for example image=InstanceTwo"
             )
         pairs.append((name, instance.strip()))
     return pairs
@@ -148,5 +174,7 @@ def _shorthand_pairs(text: str) -> list[tuple[str, object]]:
 
 def _instance_name(service: str, instance: object) -> str:
     if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
-        raise ScopeError(f"{instance!r} is no instance name (for service {service!r} in the scope)")
+        raise ScopeError(
+            f"{_QUOTE.repr(instance)} is no instance name (for service {service!r} in the scope)"
+        )
     return instance
