@@ -1,0 +1,311 @@
+"""The configuration of the scope-aware proxy: data go in, HAProxy's files come out.
+
+The rules themselves, with their reasons, are in ``templates/haproxy.cfg.j2``. They run on HAProxy
+2.6 and later, without Lua. ``Proxy`` says what one instance's proxy knows; ``write`` puts its files
+in place; then ``haproxy -W -db -f DIRECTORY/haproxy.cfg`` runs it, and SIGUSR2 to that process
+reloads it without dropping a connection.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import socket as sockets
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import jinja2
+from os_service_types import ServiceTypes
+
+from openstackoid.scope import INSTANCE_NAME, TAG_MARK, URL_PREFIX, Scope
+
+#: The longest path of a socket: ``sun_path`` has 108 bytes, and HAProxy binds ``PATH.PID.tmp``.
+LONGEST_SOCKET_PATH = 90
+#: How many names an error message lists before it only counts the others.
+NAMES_SHOWN = 20
+
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*)):(?P<port>\d{1,5})")
+_PREFIX = re.compile(r"/[A-Za-z0-9][A-Za-z0-9_-]*")
+_LOG_TARGET = re.compile(r"(?:stdout|stderr|[A-Za-z0-9_.:/@\[\]-]+)(?: [a-z0-9]+)*")
+_AUTHORITY = ServiceTypes()
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("openstackoid.proxy"),
+    autoescape=False,  # noqa: S701 - HAProxy's files, no HTML; every value is validated instead
+    undefined=jinja2.StrictUndefined,
+    # The usual {{ and {% are HAProxy's and JSON's own.
+    variable_start_string="<<",
+    variable_end_string=">>",
+    block_start_string="<%",
+    block_end_string="%>",
+    comment_start_string="<#",
+    comment_end_string="#>",
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+class ProxyError(Exception):
+    """A proxy that cannot be described, written or asked; its text is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service of this instance: its official type, first path element and address.
+
+    The service gets the path as the client wrote it, *prefix* included. Without a *url* the type
+    is known in scopes, but the instance has no such service of its own.
+
+    *keep_alive* reuses connections to the service. It is off by default: a server that closes an
+    idle connection by itself (uwsgi's ``http-socket`` closes each one) fails the next POST on it.
+
+    :raises ProxyError: when the type is not in the service types authority, or a part is not as
+        HAProxy needs it.
+    """
+
+    type: str
+    prefix: str
+    url: str | None = None
+    keep_alive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.type not in _AUTHORITY.all_types_by_service_type:
+            raise ProxyError(
+                f"{self.type!r} is no official service type: write for example image, not glance"
+            )
+        if not _PREFIX.fullmatch(self.prefix) or self.prefix == f"/{URL_PREFIX}":
+            raise ProxyError(
+                f"{self.prefix!r} cannot be the path of service {self.type!r}: "
+                f"write one path element such as /{self.type}, and not /{URL_PREFIX}"
+            )
+        if self.url is not None:
+            self._check_url(self.url)
+
+    def _check_url(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or url != f"{parts.scheme}://{parts.netloc}":
+            raise ProxyError(
+                f"{url!r} is no address of service {self.type!r}: write http://HOST:PORT"
+            )
+        _check_address(parts.netloc, f"service {self.type!r}")
+
+    @property
+    def address(self) -> str:
+        """Host and port of the service."""
+        return urlsplit(self.url or "").netloc
+
+    @property
+    def tls(self) -> bool:
+        """Whether the service speaks HTTPS."""
+        return (self.url or "").startswith("https:")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another instance: its name and its proxy's address, ``127.0.2.1:8888``.
+
+    :raises ProxyError: when either is not as it must be.
+    """
+
+    name: str
+    address: str
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_address(self.address, f"peer {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """What the proxy of one instance knows.
+
+    *name* is this instance's; *bind* the address that clients use; *issuers* are the names of the
+    instances whose tokens are accepted, always with this one's own; *directory* is where the
+    files and the admin socket live. *metrics* is the address of the Prometheus exporter (path
+    ``/metrics``); without one it answers on ``metrics.sock`` in the directory. *log* is where
+    HAProxy's log lines go, in the words of its ``log`` keyword.
+
+    :raises ProxyError: naming what is wrong; nothing has been written then.
+    """
+
+    name: str
+    bind: str
+    services: tuple[Service, ...]
+    peers: tuple[Peer, ...] = ()
+    issuers: tuple[str, ...] = ()
+    directory: Path = field(default_factory=Path)
+    metrics: str | None = None
+    log: str = "stdout format raw local0"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("services", "peers", "issuers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "directory", Path(self.directory).absolute())
+        _check_name(self.name)
+        _check_address(self.bind, f"instance {self.name!r}")
+        if self.metrics is not None:
+            _check_address(self.metrics, "the metrics")
+        if not _LOG_TARGET.fullmatch(self.log):
+            raise ProxyError(f"{self.log!r} is no log target: write 'stdout format raw local0'")
+        if self.threads is not None and self.threads < 1:
+            raise ProxyError(f"{self.threads} threads are too few: write 1 or more")
+        self._check_services()
+        self._check_names()
+        if len(str(self.socket)) > LONGEST_SOCKET_PATH or re.search(r"[\s\"'\\#$]", str(self.socket)):
+            raise ProxyError(
+                f"directory {str(self.directory)!r} cannot hold the proxy's sockets: take a path "
+                f"under {LONGEST_SOCKET_PATH - 12} characters, without spaces or quotes"
+            )
+
+    def _check_services(self) -> None:
+        _no_twice((service.type for service in self.services), "service type")
+        _no_twice((service.prefix for service in self.services), "path")
+        if "identity" not in self.service_types:
+            raise ProxyError(f"instance {self.name!r} has no identity service: every proxy needs it")
+
+    def _check_names(self) -> None:
+        _no_twice(self.instances, "instance")
+        for issuer in self.issuers:
+            if issuer not in self.instances:
+                raise ProxyError(
+                    f"issuer {issuer!r} is no peer of {self.name!r}: its tokens could not be "
+                    "validated; add the peer or drop the issuer"
+                )
+
+    @property
+    def service_types(self) -> tuple[str, ...]:
+        """The service types that a scope may name here, in alphabetical order."""
+        return tuple(sorted(service.type for service in self.services))
+
+    @property
+    def instances(self) -> tuple[str, ...]:
+        """The instances that a scope may name here: this one, then the peers."""
+        return (self.name, *(peer.name for peer in self.peers))
+
+    @property
+    def home(self) -> Scope:
+        """The scope of a request that carries none: this instance for every service."""
+        return Scope(dict.fromkeys(self.service_types, self.name))
+
+    @property
+    def socket(self) -> Path:
+        """HAProxy's admin socket, for ``peer_states`` and for operators."""
+        return self.directory / "admin.sock"
+
+    def trusts(self, instance: str) -> bool:
+        """Whether tokens that *instance* issued are accepted here."""
+        return instance == self.name or instance in self.issuers
+
+
+def render(proxy: Proxy) -> dict[str, str]:
+    """The files of *proxy*: name to text."""
+    known = {
+        "proxy": proxy,
+        "mark": TAG_MARK,
+        "url_prefix": URL_PREFIX,
+        "position": _positions(proxy.service_types),
+        "home_pairs": proxy.home.to_json()[1:-1],
+        "instances_shown": _enumerate(proxy.instances),
+        "types_shown": _enumerate(proxy.service_types),
+    }
+    return {
+        name: _TEMPLATES.get_template(f"{name}.j2").render(known)
+        for name in ("haproxy.cfg", "services.map", "instances.map", "scope-forms.map")
+    }
+
+
+def write(proxy: Proxy, directory: Path | None = None) -> list[Path]:
+    """Write the files of *proxy* into its directory, each at once or not at all.
+
+    A file whose text is already right is left alone. Returns the files that changed: when the
+    list is empty, a running proxy needs no reload.
+
+    :raises ProxyError: when the directory cannot be written.
+    """
+    directory = directory or proxy.directory
+    changed = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in sorted(render(proxy).items(), key=lambda file: file[0] == "haproxy.cfg"):
+            path = directory / name
+            if not path.is_file() or path.read_text() != text:
+                _replace(path, text)
+                changed.append(path)
+    except OSError as error:
+        raise ProxyError(f"cannot write the proxy's files: {error}") from error
+    return changed
+
+
+def peer_states(socket: Path) -> dict[str, str]:
+    """How the proxy behind the admin *socket* sees each peer: ``{"InstanceTwo": "UP"}``.
+
+    The states are HAProxy's own: ``UP``, ``DOWN``, ``MAINT``, ``no check``, ``UP 1/2``, …
+
+    :raises ProxyError: when no proxy answers there.
+    """
+    rows = csv.DictReader(_ask(socket, "show stat -1 4 -1").lstrip("# ").splitlines())
+    return {
+        row["pxname"].removeprefix("peer_"): row["status"]
+        for row in rows
+        if row["pxname"].startswith("peer_")
+    }
+
+
+def _ask(socket: Path, command: str) -> str:
+    try:
+        with sockets.socket(sockets.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(socket))
+            connection.sendall(f"{command}\n".encode())
+            return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    except OSError as error:
+        raise ProxyError(f"no proxy answers at {socket}: {error}; is it running?") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _positions(service_types: Iterable[str]) -> dict[str, int]:
+    """Where the instance of each service stands in canonical JSON that is split at its quotes."""
+    return {service: 4 + 4 * index for index, service in enumerate(service_types)}
+
+
+def _enumerate(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
+
+
+def _check_name(name: str) -> None:
+    if not INSTANCE_NAME.fullmatch(name):
+        raise ProxyError(
+            f"{name!r} is no instance name: write letters, digits, '.', '_' and '-', 64 at most"
+        )
+
+
+def _check_address(address: str, whose: str) -> None:
+    match = _ADDRESS.fullmatch(address)
+    if not match or not 0 < int(match["port"]) < 65536:  # noqa: PLR2004
+        raise ProxyError(f"{address!r} is no address for {whose}: write HOST:PORT")
+
+
+def _no_twice(names: Iterable[str], what: str) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ProxyError(f"{what} {json.dumps(name)} stands twice")
+        seen.add(name)
