@@ -1,8 +1,257 @@
-"""The commands of setup-env.py."""
+"""The commands of ``setup-env.py``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from lab.bootstrap import ROOT, VENV, ensure
+from lab.errors import LabError
 
-@click.group()
-def main() -> None:
-    """Lab."""
+if TYPE_CHECKING:
+    from lab.running import Running
+
+_INTERRUPTED = 130
+
+
+def main(root: Path = ROOT) -> NoReturn:
+    """Run the command that was typed, on the lab of the repository *root*, and exit.
+
+    The status is 0, 1 for an error of the lab, 2 for one of usage and 130 after a Ctrl-C.
+    """
+    from lab.processes import INSTANCE_MARK, LAB_MARK  # noqa: PLC0415
+
+    # Typed inside of an instance, this is still no process of it.
+    for mark in (LAB_MARK, INSTANCE_MARK):
+        os.environ.pop(mark, None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        status = commands(obj=root, prog_name="./setup-env.py", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except LabError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # Who read our output has read enough; nothing is left to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _running(root: Path) -> Running:
+    """The lab as lab.yaml and earlier commands describe it."""
+    from lab.running import Running  # noqa: PLC0415 - slow to import, and not for --help
+
+    return Running.of(root)
+
+
+def _complete_instance(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    root = context.obj if isinstance(context.obj, Path) else ROOT
+    return [name for name in _running(root).lab.names if name.startswith(incomplete)]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """Several real OpenStacks side by side, and a scope that says which of them does what."""
+
+
+@commands.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_complete_instance)
+@click.option(
+    *("-n", "number"),
+    type=click.IntRange(1, 99),
+    help="InstanceOne to Instance<N> instead of lab.yaml's.",
+)
+@click.option("--provider", type=click.Choice(["auto", "local", "vagrant", "hosts"]))
+@click.option("--stack", type=click.Choice(["wheels", "devstack"]))
+@click.option("--no-attach", is_flag=True, help="Do not show the tmux session at the end.")
+@click.pass_obj
+def up(
+    root: Path,
+    *,
+    names: tuple[str, ...],
+    number: int | None,
+    provider: str | None,
+    stack: str | None,
+    no_attach: bool,
+) -> None:
+    """Bring the lab up, from any state, and show it in tmux.
+
+    What -n, --provider and --stack choose holds for later commands too, until `destroy`.
+    """
+    from lab.running import Running  # noqa: PLC0415
+
+    running = Running.of(root, number=number, provider=provider, stack=stack)
+    running.up(names)
+    click.echo(_next_commands(running))
+    if not no_attach and _on_terminal():
+        _attach()
+
+
+@commands.command()
+@click.pass_obj
+def attach(root: Path) -> None:
+    """Show the tmux session; what is missing in it is repaired."""
+    running = _running(root)
+    if not running.hosts_up():
+        raise LabError("the lab is down: ./setup-env.py up")
+    if not _on_terminal():
+        raise LabError("attach needs a terminal; ./setup-env.py ssh NAME -- COMMAND does not")
+    running.show()
+    _attach()
+
+
+@commands.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def status(root: Path, as_json: bool) -> None:
+    """Each instance's address and services, and what its proxy sees of the peers."""
+    overview = _running(root).status()
+    if as_json:
+        import json  # noqa: PLC0415
+
+        click.echo(json.dumps(overview, indent=2))
+    else:
+        click.echo(_overview_text(overview))
+
+
+@commands.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.argument("name", shell_complete=_complete_instance)
+@click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def ssh(root: Path, name: str, command: tuple[str, ...]) -> None:
+    """A shell in the instance NAME, or one COMMAND; its arguments arrive as given."""
+    running = _running(root)
+    running.require_up(name)
+    words = command[1:] if command[:1] == ("--",) else command
+    _exec_ssh(running, name, words)
+
+
+@commands.command()
+@click.argument("name", shell_complete=_complete_instance)
+@click.argument("service", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes in.")
+@click.pass_obj
+def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
+    """The log of one SERVICE of the instance NAME, or the ends of all its logs."""
+    running = _running(root)
+    running.require_up(name)
+    files = running.logs(name)
+    if service is not None and service not in files:
+        raise LabError(f"unknown service {service!r}: known are {', '.join(sorted(files))}")
+    paths = [str(path) for key, path in files.items() if service in (None, key)]
+    lines = ["-n", "+1" if service and not follow else "20"]
+    _exec_ssh(running, name, ["tail", *lines, *(["-F"] if follow else []), "--", *paths])
+
+
+@commands.command(
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": [],
+    }
+)
+@click.argument("arguments", metavar="[PYTEST ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def test(root: Path, arguments: tuple[str, ...]) -> None:
+    """Run linters and tests; a lab that they need is brought up, and put back afterwards."""
+    ensure("test")
+    os.chdir(root)
+    python = str(VENV / "bin/python")
+    os.execv(python, [python, "-m", "pytest", *arguments])  # noqa: S606
+
+
+@commands.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_complete_instance)
+@click.pass_obj
+def halt(root: Path, names: tuple[str, ...]) -> None:
+    """Stop the lab, or some instances of it; `up` continues with the same data."""
+    _survive_own_pane()
+    _running(root).halt(names)
+
+
+@commands.command()
+@click.pass_obj
+def destroy(root: Path) -> None:
+    """Remove the lab without trace; .venv and Debian packages stay."""
+    from lab.running import destroy as remove  # noqa: PLC0415
+
+    _survive_own_pane()
+    remove(root)
+
+
+@commands.command()
+@click.pass_obj
+def doctor(root: Path) -> None:
+    """What is missing on this machine for each provider and stack, and what mends it."""
+    from lab.doctor import report  # noqa: PLC0415
+
+    for line in report(root):
+        click.echo(line)
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _attach() -> NoReturn:
+    from lab import tmux  # noqa: PLC0415
+
+    tmux.attach()
+
+
+def _exec_ssh(running: Running, name: str, words: tuple[str, ...] | list[str]) -> NoReturn:
+    """Become the real ssh, so that streams and status are its own."""
+    sys.stdout.flush()
+    remote = [shlex.join(words)] if words else []
+    os.execvp("ssh", ["ssh", "-F", str(running.provider.ssh_config), name, *remote])  # noqa: S606
+
+
+def _survive_own_pane() -> None:
+    """Go on when the pane that we may run in goes away."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _next_commands(running: Running) -> str:
+    first, *others = running.lab.names
+    lines = [
+        "",
+        "The lab is up. Next:",
+        "  ./setup-env.py attach                      one pane for each instance",
+        f"  ./setup-env.py ssh {first} -- openstack image list",
+    ]
+    if others:
+        scope = shlex.quote(f'{{"image": "{others[0]}"}}')
+        lines += [
+            f"  ./setup-env.py ssh {first} -- openstack server create my-vm --scope {scope} \\",
+            f"      --image {running.lab.image.name} --flavor m1.tiny --network private --wait",
+        ]
+    return "\n".join([*lines, "  ./setup-env.py halt | destroy"])
+
+
+def _overview_text(overview: dict[str, Any]) -> str:
+    if not any(one["up"] for one in overview["instances"]):
+        return "The lab is down: ./setup-env.py up"
+    lines = [f"provider {overview['provider']}, stack {overview['stack']}"]
+    for one in overview["instances"]:
+        lines.append(f"{one['name']}  {one['address']}  {'up' if one['up'] else 'down'}")
+        for service in one["services"]:
+            state = f"  {service['name']:<20} {service['state']:<10} {service['detail']}"
+            lines.append(state.rstrip())
+        lines += [f"  peer {name:<15} {state}" for name, state in one["peers"].items()]
+    return "\n".join(lines)

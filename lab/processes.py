@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from lab.errors import LabError
+
 #: Environment variable of every process of a lab: the absolute path of the lab's state.
 LAB_MARK = "OPENSTACKOID_LAB"
 #: Environment variable of every process of one instance: the instance's name.
@@ -44,6 +46,21 @@ def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=grace)
+
+
+def stop_all(state: Path) -> None:
+    """Stop every process of the lab in *state*.
+
+    :raises LabError: when one survives even a kill.
+    """
+    # Not once only: a supervisor may start something while it is asked to end.
+    for _ in range(10):
+        left = marked(state)
+        if not left:
+            return
+        stop(left)
+    pids = ", ".join(str(process.pid) for process in left)
+    raise LabError(f"processes {pids} do not end, not even killed: see `ps`, then try again")
 
 
 def _bears(process: psutil.Process, wanted: dict[str, str]) -> bool:

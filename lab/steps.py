@@ -53,9 +53,7 @@ class Steps:
     def __init__(self, directory: Path, console: Console | None = None) -> None:
         """Keep the logs in *directory*, one file for each instance and one for the lab."""
         self.directory = directory
-        self.console = console or Console(
-            file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty()
-        )
+        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self._running: list[Step] = []
         self._files: dict[str, IO[str]] = {}
         self._lock = threading.Lock()

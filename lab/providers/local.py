@@ -75,6 +75,9 @@ if [[ -n $${SSH_ORIGINAL_COMMAND+given} ]]; then
     unset SSH_ORIGINAL_COMMAND
     exec bash -c "$$command"
 fi
+if [[ ! -t 0 ]]; then
+    exec bash
+fi
 exec bash --noprofile --rcfile "$directory/bashrc" -i
 """)
 
@@ -211,17 +214,7 @@ class Local(Provider):
         supervisor = self._supervisor()
         if supervisor is not None:
             supervisor.shutdown()
-        # Not once only: a supervisor may have started something while it was asked to end.
-        for _ in range(10):
-            left = processes.marked(self.lab.state)
-            if not left:
-                break
-            processes.stop(left)
-        else:
-            raise LabError(
-                "these processes do not end, not even killed: "
-                + ", ".join(str(process.pid) for process in left)
-            )
+        processes.stop_all(self.lab.state)
         _remove_privilege_separation_directory(self._directory)
 
     def is_up(self, name: str) -> bool:

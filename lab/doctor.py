@@ -1,0 +1,55 @@
+"""What is missing on this machine for each provider and stack, and the line that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lab import packages
+from lab.description import load
+from lab.errors import LabError
+from lab.providers import PROVIDERS, provider
+from lab.providers.base import Finding
+from lab.stacks import STACKS, stack
+
+
+def report(root: Path) -> Iterator[str]:
+    """The lines that ``doctor`` prints about the lab of the repository *root*.
+
+    :raises LabError: when lab.yaml is wrong.
+    """
+    lab = load(root)
+    yield from _section("tmux", packaged(["tmux"]))
+    for name in PROVIDERS:
+        try:
+            one = provider(lab.model_copy(update={"provider": name}))
+        except LabError as error:
+            yield from _section(f"provider {name}", [Finding("this provider", False, str(error))])
+            continue
+        yield from _section(f"provider {name}", [*packaged(one.debian_packages), *one.doctor()])
+    for name in STACKS:
+        try:
+            other = stack(name)
+        except LabError as error:
+            yield from _section(f"stack {name}", [Finding("this stack", False, str(error))])
+            continue
+        yield from _section(f"stack {name}", [*packaged(other.debian_packages), *other.doctor()])
+
+
+def packaged(names: Iterable[str]) -> list[Finding]:
+    """Whether each of the Debian packages *names* is installed.
+
+    :raises LabError: on a machine without Debian's package manager.
+    """
+    wanted = list(names)
+    lacking = packages.missing(wanted)
+    return [
+        Finding(f"package {name}", name not in lacking, packages.install_line([name]))
+        for name in wanted
+    ]
+
+
+def _section(title: str, findings: Iterable[Finding]) -> Iterator[str]:
+    yield title
+    for one in findings:
+        yield f"  ✔ {one.what}" if one.present else f"  ✘ {one.what}: {one.mend}"

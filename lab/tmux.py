@@ -1,0 +1,150 @@
+"""The tmux session of the lab: one pane for each instance, each an ssh into it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from libtmux import Pane, Server, Session, Window
+from libtmux.constants import PaneDirection
+from libtmux.exc import LibTmuxException, TmuxCommandNotFound
+
+from lab.errors import LabError
+
+SESSION = "openstackoid"
+#: Names another tmux server (``tmux -L``) than the user's own; tests set it.
+SOCKET_VARIABLE = "OPENSTACKOID_TMUX_SOCKET"
+
+# A pane's title can be changed by what runs in it, an option of the pane cannot.
+_INSTANCE = "@instance"
+_BORDER = f"#{{?{_INSTANCE}, #{{{_INSTANCE}}} ,}}"
+#: From this number of panes on, they are tiled instead of stacked.
+_TILED_FROM = 3
+#: Lines that a pane needs while nobody is attached.
+_LINES_PER_PANE = 8
+
+
+def arrange(names: Sequence[str], ssh_config: Path) -> None:
+    """Make the session have one living pane for each of *names*, in this order.
+
+    What is there already stays: a session, panes whose ssh lives, panes that the user added.
+
+    :raises LabError: when tmux is missing or refuses, for example because no pane more fits.
+    """
+    try:
+        session = _find() or _new(names, ssh_config)
+        window = _window(session)
+        _dress(window)
+        panes = _panes(session)
+        for name in panes.keys() - set(names):
+            panes.pop(name).kill()
+        previous: Pane | None = None
+        for name in names:
+            command = _command(name, ssh_config)
+            if name not in panes:
+                panes[name] = _split(window, previous, name, command)
+            elif panes[name].pane_dead == "1":
+                panes[name].respawn(shell=command, kill=True)
+            previous = panes[name]
+    except TmuxCommandNotFound as error:
+        raise LabError("tmux is missing: sudo apt-get install tmux") from error
+    except LibTmuxException as error:
+        raise LabError(
+            f"tmux refuses: {' '.join(str(error).split())}; after `tmux kill-session -t {SESSION}` "
+            "`./setup-env.py attach` makes the session anew"
+        ) from error
+
+
+def attach() -> NoReturn:
+    """Show the session on this terminal; from inside of tmux, by switching to it."""
+    inside = "TMUX" in os.environ and not os.environ.get(SOCKET_VARIABLE)
+    action = "switch-client" if inside else "attach-session"
+    os.execvp("tmux", [*_tmux(), action, "-t", f"={SESSION}"])  # noqa: S606
+
+
+def remove() -> None:
+    """End the session; that there is none, or no tmux, is no error."""
+    try:
+        session = _find()
+        if session is not None:
+            session.kill()
+    except TmuxCommandNotFound:
+        pass
+    except LibTmuxException as error:
+        raise LabError(f"tmux refuses: {' '.join(str(error).split())}") from error
+
+
+def _tmux() -> list[str]:
+    socket = os.environ.get(SOCKET_VARIABLE)
+    return ["tmux", "-L", socket] if socket else ["tmux"]
+
+
+def _server() -> Server:
+    return Server(socket_name=os.environ.get(SOCKET_VARIABLE))
+
+
+def _find() -> Session | None:
+    found = [one for one in _server().sessions if one.session_name == SESSION]
+    return found[0] if found else None
+
+
+def _new(names: Sequence[str], ssh_config: Path) -> Session:
+    columns, lines = shutil.get_terminal_size((160, 50))
+    session = _server().new_session(
+        session_name=SESSION,
+        window_name="lab",
+        window_command=_command(names[0], ssh_config),
+        x=columns,
+        y=max(lines, _LINES_PER_PANE * len(names)),
+    )
+    _mark(session.active_window.panes[0], names[0])
+    return session
+
+
+def _window(session: Session) -> Window:
+    """The window that has our panes; the first one where the user closed them all."""
+    for window in session.windows:
+        if any(_instance_of(pane) for pane in window.panes):
+            return window
+    return session.windows[0]
+
+
+def _dress(window: Window) -> None:
+    window.set_option("pane-border-status", "top")
+    window.set_option("pane-border-format", _BORDER)
+    # An ssh that breaks leaves its last words on the screen, and its pane to be revived.
+    window.set_option("remain-on-exit", "failed")
+
+
+def _panes(session: Session) -> dict[str, Pane]:
+    """Our panes by their instances, wherever in the session they are."""
+    panes: Iterable[Pane] = (pane for window in session.windows for pane in window.panes)
+    return {name: pane for pane in panes if (name := _instance_of(pane))}
+
+
+def _instance_of(pane: Pane) -> str:
+    shown = pane.cmd("show-options", "-p", "-q", "-v", _INSTANCE).stdout
+    return shown[0] if shown else ""
+
+
+def _mark(pane: Pane, name: str) -> None:
+    pane.cmd("set-option", "-p", _INSTANCE, name)
+
+
+def _split(window: Window, previous: Pane | None, name: str, command: str) -> Pane:
+    """A new pane below *previous*, or above all; then all panes get their share again."""
+    beside = previous or window.panes[0]
+    direction = PaneDirection.Below if previous else PaneDirection.Above
+    pane = beside.split(direction=direction, shell=command, attach=False)
+    _mark(pane, name)
+    window.refresh()
+    window.select_layout("even-vertical" if len(window.panes) < _TILED_FROM else "tiled")
+    return pane
+
+
+def _command(name: str, ssh_config: Path) -> str:
+    return shlex.join(["exec", "ssh", "-t", "-F", str(ssh_config), name])

@@ -1,0 +1,57 @@
+"""A command line whose stack is a stand-in, for what is above the stacks.
+
+Run as ``python placeholder.py ROOT ARGUMENTS…``, like ``setup-env.py ARGUMENTS…`` in ROOT.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lab import stacks
+from lab.cli import main
+from lab.description import Lab
+from lab.providers.base import Host
+from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
+from lab.steps import Steps
+
+
+class Placeholder(Stack):
+    """Writes a profile and starts one process that outlives the login, as a real stack does."""
+
+    name = "wheels"
+
+    def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
+        for host in hosts:
+            with steps.step(host.name, "service") as step:
+                remote = connect(host)
+                profile = f"export OS_CLOUD={host.name} FROM_PROFILE=yes\n"
+                remote.put(profile, host.home / ".profile")
+                start = f"setsid sleep 86400 >>{host.directory}/service.log 2>&1 & echo $!"
+                remote.run(["sh", "-c", f"echo started > {host.directory}/service.log"])
+                remote.run(["sh", "-c", start], on_line=step.log)
+
+    def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+        pass
+
+    def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+        pass
+
+    def status(self, lab: Lab, host: Host, connect: Connect) -> InstanceStatus:
+        peers = {peer.name: "UP" for peer in lab.peers(host.name)}
+        return InstanceStatus(host.name, host.address, [ServiceState("sleep", "running")], peers)
+
+    def logs(self, lab: Lab, host: Host, connect: Connect) -> dict[str, Path]:
+        return {"sleep": host.directory / "service.log"}
+
+    def clouds(self, lab: Lab) -> dict[str, Any]:
+        return {"clouds": {name: {"region_name": name} for name in lab.names}}
+
+
+if __name__ == "__main__":
+    root, *sys.argv[1:] = sys.argv[1:]
+    sys.modules["placeholder"] = sys.modules["__main__"]
+    stacks.STACKS["wheels"] = "placeholder:Placeholder"
+    main(Path(root))
