@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
-
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+from typing import IO, TYPE_CHECKING
 
 from lab.errors import LabError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 #: Whose steps are meant where no instance is named.
 EVERYBODY = "lab"
@@ -52,6 +52,10 @@ class Steps:
 
     def __init__(self, directory: Path, console: Console | None = None) -> None:
         """Keep the logs in *directory*, one file for each instance and one for the lab."""
+        # Slow to import, and the commands that show no steps import this module too.
+        from rich.console import Console  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415
+
         self.directory = directory
         self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self._running: list[Step] = []
@@ -132,6 +136,8 @@ class Steps:
             return self._files[path.name]
 
     def _table(self) -> Table:
+        from rich.table import Table  # noqa: PLC0415
+
         table = Table.grid()
         for step in list(self._running):
             table.add_row(_line(step.instance, step.title, "…", time.monotonic() - step.started))
