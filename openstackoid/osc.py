@@ -19,7 +19,6 @@ from typing import Any
 from autopage.argparse import AutoPageArgumentParser
 from keystoneauth1.loading import get_plugin_options
 from openstack.config.cloud_region import CloudRegion
-from openstack.exceptions import ConfigException
 from osc_lib.api import auth
 from osc_lib.cli.client_config import OSC_Config
 
@@ -136,7 +135,11 @@ class ScopeParser(AutoPageArgumentParser):
         return [match for match in found if match[0] is not self._scope_option]
 
     def _apply(self, scope: Scope, options: argparse.Namespace) -> None:
-        config, home = _home(options)
+        # As osc_lib.shell.OpenStackShell makes it, later, from the options that leave here.
+        auth_type = "admin_token" if options.endpoint and options.token else "password"
+        config = OSC_Config(override_defaults={"auth_type": auth_type})
+        home = _select(config, cloud=options.cloud, argparse=options)
+        _check_login(home.config["auth_type"])
         auth_url = home.config.get("auth_url") or home.config["auth"].get("auth_url")
         if not auth_url:
             return  # The command goes no further either: it says itself that the URL is missing.
@@ -157,7 +160,7 @@ class ScopeParser(AutoPageArgumentParser):
             if getattr(options, dest, None) == self.get_default(dest):
                 setattr(options, dest, None)  # An OS_* variable: it is about the home instance.
         options.cloud = issuer
-        options.region_name = config.get_one(cloud=issuer, validate=False).region_name or issuer
+        options.region_name = _select(config, cloud=issuer).region_name or issuer
 
 
 def _take_environment() -> dict[str, str]:
@@ -203,15 +206,16 @@ def _has_own_scope(command: Sequence[str]) -> bool:
     )
 
 
-def _home(options: argparse.Namespace) -> tuple[OSC_Config, CloudRegion]:
-    """The configuration, and in it the cloud that *options* select without a scope."""
+def _select(config: OSC_Config, **selection: Any) -> CloudRegion:  # noqa: ANN401
+    """The cloud that *selection* means in *config*."""
     try:
-        config = OSC_Config()
-        home = config.get_one(cloud=options.cloud, argparse=options, validate=False)
-    except (ConfigException, OSError) as error:
+        return config.get_one(validate=False, **selection)
+    except Exception as error:  # Of any kind: the shell too reports it in a line, a little later.
         raise ScopeError(" ".join(str(error).split())) from error
-    admin_token = options.endpoint and options.token and not options.auth_type
-    auth_type = "admin_token" if admin_token else home.config["auth_type"]
+
+
+def _check_login(auth_type: str) -> None:
+    """Refuse an *auth_type* without an auth URL: the scope would be lost without a word."""
     if auth_type in auth.get_plugin_list() and "auth_url" not in {
         option.dest for option in get_plugin_options(auth_type)
     }:
@@ -219,4 +223,3 @@ def _home(options: argparse.Namespace) -> tuple[OSC_Config, CloudRegion]:
             f"auth type {auth_type!r} does not log in, so it cannot carry a scope: "
             "use another, for example password, and an auth URL"
         )
-    return config, home
