@@ -1,8 +1,8 @@
 """``python -m lab.wheels {up,halt,status}``, with a specification on standard input.
 
-It reports on standard output, one JSON object a line: ``{"step": …, "seconds": …}`` for a step
-that is done, ``{"error": …}`` when one fails, and for ``status`` one object that maps each program
-to its state.
+It reports on standard output, one JSON object a line: ``{"started": …}`` and ``{"step": …,
+"seconds": …}`` around each step, ``{"error": …}`` when one fails; ``status`` answers
+``{"programs": …, "peers": …}``, the state of each by its name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lab.wheels.launch import LaunchError
 from lab.wheels.layout import Layout
 from lab.wheels.spec import Spec
 from lab.wheels.supervision import SupervisionError
+from openstackoid.proxy.config import ProxyError
 
 
 def _say(**message: object) -> None:
@@ -44,11 +45,11 @@ def main() -> int:
             case ["halt"]:
                 instance.supervisor.stop()
             case ["status"]:
-                _say(**instance.supervisor.states())
+                _say(programs=instance.supervisor.states(), peers=instance.peers())
             case _:
                 sys.stderr.write("usage: python -m lab.wheels {up,halt,status}\n")
                 return 2
-    except (InstanceError, SupervisionError, DatabaseError, LaunchError) as error:
+    except (InstanceError, SupervisionError, DatabaseError, LaunchError, ProxyError) as error:
         _say(error=str(error))
         return 1
     return 0

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
-from openstackoid.proxy.config import Peer, Proxy, Service, write
 
 from lab.wheels.layout import (
     APIS,
@@ -19,6 +18,7 @@ from lab.wheels.layout import (
     Layout,
 )
 from lab.wheels.programs import programs
+from openstackoid.proxy.config import Peer, Proxy, Service, write
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("lab.wheels"),
@@ -84,7 +84,9 @@ def proxy(layout: Layout) -> Proxy:
     return Proxy(
         name=layout.spec.name,
         bind=f"{layout.spec.address}:{PROXY_PORT}",
-        services=tuple(Service(api.type, api.prefix, layout.url(api.type)) for api in APIS),
+        services=tuple(
+            Service(api.type, api.prefix, layout.url(api.type), keep_alive=True) for api in APIS
+        ),
         peers=tuple(Peer(name, address) for name, address in layout.spec.peers.items()),
         issuers=tuple(layout.spec.issuers),
         directory=layout.etc / "proxy",

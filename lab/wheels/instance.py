@@ -9,9 +9,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from pathlib import Path
 
+import amqp  # type: ignore[import-untyped]
 import pymysql  # type: ignore[import-untyped]
 
 from lab.wheels import configure, database, launch
@@ -19,14 +19,13 @@ from lab.wheels.forkserver import KINDS
 from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import fork_servers, programs, service_environment
 from lab.wheels.supervision import Supervisor
+from openstackoid.proxy.config import ProxyError, peer_states
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.
 PATIENCE = 180
 
 _BACKING = ("epmd", "rabbitmq", "haproxy")
 _LAST = "nova-compute"
-#: The services of nova that report to its database, by the program that runs them.
-_REPORTING = ("nova-conductor", "nova-scheduler", "nova-compute")
 
 Step = Callable[[str], AbstractContextManager[None]]
 
@@ -61,6 +60,13 @@ class Instance:
                 self._fill()
                 configure.put(ready, resources)
 
+    def peers(self) -> dict[str, str]:
+        """The proxy's view of each peer; empty when it does not run."""
+        try:
+            return peer_states(configure.proxy(self.layout).socket)
+        except ProxyError:
+            return {}
+
     def _start_backing(self) -> None:
         Path(self._servers).mkdir(parents=True, exist_ok=True)
         for kind in KINDS:
@@ -92,28 +98,31 @@ class Instance:
             self._client("accounts")
         self._wait("placement", self._answers("placement"))
         self._wait("rabbitmq", self._connects(MESSAGING_PORT))
+        # A call to a conductor that does not listen yet is lost, and repeated after 10 s.
+        self._wait("nova-conductor", self._consumes("conductor"))
         self.supervisor.ensure((_LAST,))
         for api in APIS:
             program = next(
                 name for name in names if name.removesuffix("-api") == _PROGRAMS[api.type]
             )
             self._wait(program, self._answers(api.type))
-        if complete:
-            self._wait_for_reports()
+        self._wait("nova-scheduler", self._consumes("scheduler"))
+        self._wait("nova-compute", self._consumes(f"compute.{self.layout.spec.name}"))
+        self._wait("nova-compute", self._compute_counts_as_up)
 
     def _fill(self) -> None:
         self._client("resources")
-        self._wait_for_reports()
         self._run("nova", "nova.cmd.manage:main", "nova-manage", "cell_v2", "discover_hosts")
 
     def _bootstrap(self) -> None:
         """Keys, and the first account and endpoint, by keystone's own commands."""
         entry, name = "keystone.cmd.manage:main", "keystone-manage"
         spec, etc = self.layout.spec, self.layout.etc / "keystone"
+        owner = (f"--keystone-user={os.getuid()}", f"--keystone-group={os.getgid()}")
         if not any((etc / "fernet-keys").iterdir()):
-            self._run("keystone", entry, name, "fernet_setup")
+            self._run("keystone", entry, name, "fernet_setup", *owner)
         if not any((etc / "credential-keys").iterdir()):
-            self._run("keystone", entry, name, "credential_setup")
+            self._run("keystone", entry, name, "credential_setup", *owner)
         self._run(
             "keystone",
             entry,
@@ -189,19 +198,34 @@ class Instance:
 
         return answers
 
-    def _wait_for_reports(self) -> None:
-        """Wait until nova's services have reported since they were started: until then, the
-        scheduler may take a compute for down."""
-        for name in _REPORTING:
-            since = datetime.fromtimestamp(self.supervisor.started(name), UTC)
-            self._wait(name, lambda name=name, since=since: self._reported(name, since))  # type: ignore[misc]
+    def _consumes(self, queue: str) -> Callable[[], bool]:
+        """Whether a service listens to its *queue*: then a call to it is not lost."""
 
-    def _reported(self, name: str, since: datetime) -> bool:
+        def consumes() -> bool:
+            with (
+                contextlib.suppress(OSError, amqp.AMQPError),
+                amqp.Connection(
+                    f"{self.layout.spec.address}:{MESSAGING_PORT}",
+                    userid="openstack",
+                    password=self.layout.spec.passwords["messaging"],
+                ) as connection,
+            ):
+                declared = connection.channel().queue_declare(queue, passive=True)
+                return bool(declared.consumer_count)
+            return False
+
+        return consumes
+
+    def _compute_counts_as_up(self) -> bool:
+        """Whether the scheduler would choose the compute: it has reported within 50 s.
+
+        (nova's ``service_down_time`` is 60 s.)
+        """
         with self._database("nova") as connection, connection.cursor() as cursor:
             cursor.execute(
-                "SELECT COUNT(*) FROM services WHERE deleted = 0 AND `binary` = %s"
-                " AND last_seen_up >= %s",
-                (name, since.replace(tzinfo=None)),
+                "SELECT COUNT(*) FROM services s JOIN compute_nodes n ON s.host = n.host"
+                " WHERE s.`binary` = 'nova-compute' AND s.deleted = 0 AND n.deleted = 0"
+                " AND COALESCE(s.last_seen_up, s.created_at) > UTC_TIMESTAMP() - INTERVAL 50 SECOND"
             )
             return bool(cursor.fetchone()[0])
 

@@ -88,8 +88,8 @@ class Layout:
 
     @cached_property
     def erlang_port(self) -> int:
-        """The port of RabbitMQ's Erlang distribution."""
-        return 25672
+        """The port of RabbitMQ's Erlang distribution, which it looks for on 127.0.0.1 too."""
+        return self.epmd_port + 10000
 
     @property
     def prefix(self) -> Path:

@@ -1,4 +1,4 @@
-"""What an instance has in it, as DevStack gives it: accounts, endpoints, flavors, a network, an image.
+"""What an instance has in it, as DevStack gives it: accounts, flavors, a network and an image.
 
 Everything is found before it is made, so that a second run makes only what is missing.
 """
@@ -9,10 +9,11 @@ import os
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import openstack
 from openstack.connection import Connection
+from openstack.identity.v3._proxy import Proxy as IdentityProxy
+from openstack.identity.v3.project import Project
 
 from lab.wheels.layout import APIS, Layout
 from lab.wheels.spec import Spec
@@ -51,7 +52,7 @@ def create_accounts(layout: Layout) -> None:
     passwords = layout.spec.passwords
     roles = {role.name: role for role in identity.roles()}
     service_role = roles.get("service") or identity.create_role(name="service")
-    project = _found(identity, "project", "service")
+    project = _project(identity, "service")
     users = {user.name for user in identity.users()}
 
     def service_account(name: str) -> None:
@@ -65,7 +66,7 @@ def create_accounts(layout: Layout) -> None:
             identity.assign_project_role_to_user(project, user, role)
 
     def demo() -> None:
-        home = _found(identity, "project", "demo")
+        home = _project(identity, "demo")
         if "demo" in users:
             user = identity.find_user("demo")
         else:
@@ -109,9 +110,8 @@ def create_resources(layout: Layout) -> None:
     _image(cloud, layout.spec)
 
 
-def _found(identity: Any, kind: str, name: str) -> Any:
-    found = getattr(identity, f"find_{kind}")(name)
-    return found or getattr(identity, f"create_{kind}")(name=name)
+def _project(identity: IdentityProxy, name: str) -> Project:
+    return identity.find_project(name) or identity.create_project(name=name)
 
 
 def _network(cloud: Connection, name: str, cidr: str) -> None:

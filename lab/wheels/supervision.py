@@ -28,10 +28,13 @@ class Supervisor:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        transport = SupervisorTransport(None, None, f"unix://{layout.supervisor_socket}")
+
+    @property
+    def _rpc(self) -> Any:  # noqa: ANN401 - its methods are whatever supervisord offers
+        """A new connection each time: supervisor's transport does not survive a refused one."""
+        transport = SupervisorTransport(None, None, f"unix://{self._layout.supervisor_socket}")
         # The URL is never used: the transport knows the socket.
-        proxy = xmlrpc.client.ServerProxy("http://supervisor", transport=transport)
-        self._rpc: Any = proxy.supervisor
+        return xmlrpc.client.ServerProxy("http://supervisor", transport=transport).supervisor
 
     def running(self) -> bool:
         """Whether it answers."""
@@ -103,10 +106,6 @@ class Supervisor:
     def pid(self, name: str) -> int:
         """The process of the program *name*; 0 when it does not run."""
         return int(self._rpc.getProcessInfo(name)["pid"])
-
-    def started(self, name: str) -> int:
-        """When the program *name* was started last, in seconds since the epoch."""
-        return int(self._rpc.getProcessInfo(name)["start"])
 
     def stop(self) -> None:
         """Stop every program, and then supervisord; no error when nothing runs.

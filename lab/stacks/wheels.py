@@ -1,0 +1,209 @@
+"""The stack ``wheels``: OpenStack's releases from PyPI, under supervisor.
+
+This is the orchestrator's side; :mod:`lab.wheels` does the work on each host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.description import PROXY_PORT, Lab
+from lab.errors import LabError
+from lab.providers.base import Host
+from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
+from lab.steps import Step, Steps
+from lab.wheels.layout import Layout
+from lab.wheels.programs import programs
+from lab.wheels.spec import ACCOUNTS, Spec
+
+#: Variables by which a user tells uv where packages come from, and how to trust that place.
+_PACKAGE_VARIABLES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+class Wheels(Stack):
+    """OpenStack from PyPI with MariaDB, RabbitMQ and HAProxy from Debian."""
+
+    name = "wheels"
+    debian_packages = ("haproxy", "mariadb-server", "rabbitmq-server")
+
+    def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
+        """Install and start OpenStack on all *hosts* side by side."""
+        clouds = yaml.safe_dump(self.clouds(lab), sort_keys=False)
+
+        def one(host: Host) -> None:
+            remote = connect(host)
+            with steps.step(host.name, "OpenStack from PyPI") as step:
+                installer = str(host.source / "lab" / "wheels" / "install.py")
+                remote.run(
+                    [host.python, installer, host.uv, str(host.source), str(host.shared)],
+                    on_line=step.log,
+                    env=_package_environment(),
+                )
+            self._host_up(lab, host, connect, steps)
+            remote.run(["mkdir", "-p", str(host.home / ".config" / "openstack")])
+            remote.put(clouds, host.home / ".config" / "openstack" / "clouds.yaml", 0o600)
+
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            for job in [pool.submit(one, host) for host in hosts]:
+                job.result()
+
+    def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+        """Stop what runs on *hosts*; the databases end in order."""
+        with ThreadPoolExecutor(len(hosts) or 1) as pool:
+            list(pool.map(lambda host: self._ask(lab, host, connect, "halt"), hosts))
+
+    def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+        """Nothing of this stack lies outside of the instances' directories."""
+
+    def status(self, lab: Lab, host: Host, connect: Connect) -> InstanceStatus:
+        """What supervisor says of each program, and the proxy of each peer."""
+        answer = self._ask(lab, host, connect, "status")
+        states: Mapping[str, str] = answer.get("programs", {})
+        services = [
+            ServiceState(program.name, states.get(program.name, "STOPPED").lower())
+            for program in programs(Layout(_spec(lab, host)))
+        ]
+        return InstanceStatus(host.name, host.address, services, dict(answer.get("peers", {})))
+
+    def logs(self, lab: Lab, host: Host, connect: Connect) -> dict[str, Path]:
+        """One log per program, by its name under supervisor."""
+        layout = Layout(_spec(lab, host))
+        return {program.name: layout.log / f"{program.name}.log" for program in programs(layout)}
+
+    def clouds(self, lab: Lab) -> dict[str, Any]:
+        """One cloud per instance: its administrator, through its own proxy."""
+        return {
+            "clouds": {
+                instance.name: {
+                    "auth": {
+                        "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
+                        "username": "admin",
+                        "password": passwords(lab, instance.name)["admin"],
+                        "project_name": "admin",
+                        "user_domain_name": "Default",
+                        "project_domain_name": "Default",
+                    },
+                    "region_name": instance.name,
+                    "identity_api_version": 3,
+                }
+                for instance in lab.instances
+            }
+        }
+
+    def _host_up(self, lab: Lab, host: Host, connect: Connect, steps: Steps) -> None:
+        """Have the host bring its instance up; its steps become ours."""
+        spec = _spec(lab, host).to_json()
+        events = _Events(steps, host.name)
+        python = str(host.shared / "venv" / "bin" / "python")
+        remote = connect(host)
+        result = remote.run(
+            [python, "-m", "lab.wheels", "up"], stdin=spec, on_line=events.line, check=False
+        )
+        events.end(result.ok)
+
+    def _ask(self, lab: Lab, host: Host, connect: Connect, command: str) -> dict[str, Any]:
+        """What ``python -m lab.wheels COMMAND`` answers on the host; {} where it is not there."""
+        python = host.shared / "venv" / "bin" / "python"
+        result = connect(host).run(
+            [str(python), "-m", "lab.wheels", command],
+            stdin=_spec(lab, host).to_json(),
+            check=False,
+        )
+        lines = result.stdout.splitlines()
+        answer: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        if "error" in answer:
+            raise LabError(f"{host.name}: {answer['error']}")
+        return answer
+
+
+class _Events:
+    """Turns what the host reports, a JSON object a line, into steps."""
+
+    def __init__(self, steps: Steps, instance: str) -> None:
+        self._steps = steps
+        self._instance = instance
+        self._step: Step | None = None
+        self._context: Any = None
+        self._error = ""
+
+    def line(self, text: str) -> None:
+        """Take one line of the host's output; what is no event goes into the log."""
+        try:
+            event = json.loads(text)
+        except ValueError:
+            event = {"log": text}
+        if not isinstance(event, dict):
+            event = {"log": text}
+        if "started" in event:
+            self._context = self._steps.step(self._instance, event["started"])
+            self._step = self._context.__enter__()
+        elif "step" in event:
+            self._close(None)
+        elif "error" in event:
+            self._error = event["error"]
+        elif self._step:
+            self._step.log(text)
+
+    def end(self, ok: bool) -> None:
+        """The host is done; with *ok* false the step that was under way has failed.
+
+        :raises LabError: when it has.
+        """
+        if not ok:
+            error = LabError(f"{self._instance}: {self._error or 'its host gave up'}")
+            self._close(error)
+            raise error
+
+    def _close(self, error: LabError | None) -> None:
+        context, self._context, self._step = self._context, None, None
+        if context is not None:
+            context.__exit__(type(error) if error else None, error, None)
+
+
+def passwords(lab: Lab, name: str) -> dict[str, str]:
+    """The generated passwords of the instance *name*, by account; made when first asked for."""
+    path = lab.state / "secrets" / f"{name}.json"
+    known: dict[str, str] = {}
+    if path.exists():
+        known = json.loads(path.read_text())
+    if all(account in known for account in ACCOUNTS):
+        return known
+    known = {account: secrets.token_hex(16) for account in ACCOUNTS} | known
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_suffix(".new")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        json.dump(known, stream)
+    draft.replace(path)
+    return known
+
+
+def _spec(lab: Lab, host: Host) -> Spec:
+    return Spec(
+        name=host.name,
+        address=host.address,
+        directory=str(host.directory),
+        shared=str(host.shared),
+        home=str(host.home),
+        peers={peer.name: f"{peer.address}:{PROXY_PORT}" for peer in lab.peers(host.name)},
+        issuers=lab.issuers(host.name),
+        passwords=passwords(lab, host.name),
+        flavors=tuple(flavor.model_dump() for flavor in lab.flavors),
+        networks=tuple(network.model_dump(mode="json") for network in lab.networks),
+        image=lab.image.model_dump(mode="json"),
+    )
+
+
+def _package_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper().startswith(_PACKAGE_VARIABLES)
+    }

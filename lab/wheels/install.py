@@ -1,0 +1,58 @@
+"""Install the stack on a host: ``python3 install.py UV SOURCE SHARED``.
+
+Makes the virtual environment ``SHARED/venv`` of the project in ``SOURCE`` with its extra
+``wheels``, at the versions of ``SOURCE/constraints.txt``; at once when it is there already. Any
+Python runs this: it needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def install(uv: str, source: Path, shared: Path) -> None:
+    """Make the virtual environment, unless it is up to date.
+
+    :raises subprocess.CalledProcessError: when uv fails; its words are on standard error.
+    """
+    shared.mkdir(parents=True, exist_ok=True)
+    venv, stamp = shared / "venv", shared / "venv" / "installed"
+    with (shared / "venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = _digest(source)
+        if stamp.exists() and stamp.read_text() == wanted:
+            return
+        shutil.rmtree(venv, ignore_errors=True)
+        constraints = str(source / "constraints.txt")
+        _run(uv, "venv", "--quiet", "--python", sys.executable, str(venv))
+        _run(
+            *(uv, "pip", "install", "--quiet", "--python", str(venv / "bin" / "python")),
+            *("--constraints", constraints, "--build-constraints", constraints),
+            *("--editable", f"{source}[wheels]"),
+        )
+        stamp.write_text(wanted)
+
+
+def _digest(source: Path) -> str:
+    digest = hashlib.sha256(f"{sys.version} {source}".encode())
+    for name in ("pyproject.toml", "constraints.txt"):
+        digest.update((source / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+
+
+if __name__ == "__main__":
+    os.environ.pop("VIRTUAL_ENV", None)
+    try:
+        install(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"uv failed with status {error.returncode}: is the package index within reach?")
