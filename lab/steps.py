@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -96,8 +96,9 @@ class Steps:
         try:
             yield step
         except BaseException as error:
+            last = [] if not isinstance(error, Exception) else list(step.lines)
             step.log("".join(traceback.format_exception(error)).rstrip())
-            self._end(step, failed=True, interrupted=not isinstance(error, Exception))
+            self._end(step, failed=True, last=last)
             if isinstance(error, Exception) and not isinstance(error, LabError):
                 raise LabError(
                     f"{step.instance}: {title} failed: {type(error).__name__}: "
@@ -115,17 +116,15 @@ class Steps:
         """Show one line that is no step."""
         self.console.print(text, markup=False)
 
-    def _end(self, step: Step, failed: bool = False, interrupted: bool = False) -> None:
+    def _end(self, step: Step, failed: bool = False, last: Sequence[str] = ()) -> None:
         seconds = time.monotonic() - step.started
         with self._lock:
             self._running.remove(step)
             self.console.print(_line(step.instance, step.title, "✘" if failed else "✔", seconds))
-            if failed and not interrupted:
-                for line in step.lines[:-1]:
-                    self.console.print(f"    {line}", markup=False, style="dim")
-                self.console.print(
-                    f"    the whole log: {self.directory / step.instance}.log", markup=False
-                )
+            for line in last:
+                self.console.print(f"    {line}", markup=False, style="dim")
+            if last:
+                self.console.print(f"    the whole log: {self.directory / step.instance}.log")
 
     def _file(self, instance: str | None) -> IO[str]:
         path = self.log_path(instance)

@@ -1,0 +1,88 @@
+"""What all tests share: the repository, and a running lab for those that ask for one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.description import Lab, load
+from lab.processes import INSTANCE_MARK, LAB_MARK
+from lab.tmux import SOCKET_VARIABLE
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class RunningLab:
+    """The lab of this repository, all of it up; its tmux session is on *tmux_socket*."""
+
+    description: Lab
+    tmux_socket: str
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.description.state / "ssh_config"
+
+    def setup_env(
+        self, *arguments: str, stdin: str = "", check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """What ``./setup-env.py ARGUMENTS…`` does and says."""
+        return _setup_env(*arguments, socket=self.tmux_socket, stdin=stdin, check=check)
+
+    def ssh(
+        self, name: str, *argv: str, stdin: str = "", check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """What the command *argv* does and says in the instance *name*."""
+        return self.setup_env("ssh", name, "--", *argv, stdin=stdin, check=check)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[RunningLab]:
+    """The lab, all up; afterwards what was not there before is destroyed, what was down halted."""
+    socket = f"openstackoid-test-{os.getpid()}"
+    existed = (ROOT / ".lab").exists()
+    up_before = _names_up(socket) if existed else set()
+    try:
+        _setup_env("up", "--no-attach", socket=socket)
+        yield RunningLab(load(ROOT), socket)
+    finally:
+        down_before = _names_up(socket) - up_before
+        if not existed:
+            _setup_env("destroy", socket=socket)
+        elif down_before:
+            _setup_env("halt", *sorted(down_before), socket=socket)
+        subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, check=False)
+
+
+def _setup_env(
+    *arguments: str, socket: str, stdin: str = "", check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    unwanted = ("OS_", LAB_MARK, INSTANCE_MARK)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+    done = subprocess.run(
+        [str(ROOT / "setup-env.py"), *arguments],
+        env={**environment, SOCKET_VARIABLE: socket},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        pytest.fail(
+            f"./setup-env.py {' '.join(arguments)} ended with status {done.returncode}:\n"
+            f"{done.stdout}{done.stderr}",
+            pytrace=False,
+        )
+    return done
+
+
+def _names_up(socket: str) -> set[str]:
+    status: dict[str, Any] = json.loads(_setup_env("status", "--json", socket=socket).stdout)
+    return {one["name"] for one in status["instances"] if one["up"]}
