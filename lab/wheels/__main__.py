@@ -43,7 +43,7 @@ def main() -> int:
             case ["up"]:
                 instance.up()
             case ["halt"]:
-                instance.supervisor.stop()
+                instance.halt()
             case ["status"]:
                 _say(programs=instance.supervisor.states(), peers=instance.peers())
             case _:

@@ -60,6 +60,12 @@ class Instance:
                 self._fill()
                 configure.put(ready, resources)
 
+    def halt(self) -> None:
+        """Stop everything in order; what is stopped already is no error."""
+        backing = {"mariadb", *_BACKING}
+        names = [program.name for program in programs(self.layout) if program.name not in backing]
+        self.supervisor.stop(names)
+
     def peers(self) -> dict[str, str]:
         """The proxy's view of each peer; empty when it does not run."""
         try:

@@ -21,13 +21,15 @@ class Program:
     """One program: its name under supervisor, its command and environment.
 
     ``files`` are the configuration files (below the instance's ``etc``) that it reads at its
-    start: it restarts when they change.
+    start: it restarts when they change. ``patience`` is how many seconds it has to end; nova waits
+    ten for threads that sleep.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    patience: int = 15
 
     @property
     def command_line(self) -> str:
@@ -113,7 +115,7 @@ def _service(layout: Layout, kind: str, name: str, entry: str, *argv: str) -> Pr
         "placement": ("placement/placement.conf",),
         "neutron": ("neutron/neutron.conf", "neutron/ml2_conf.ini"),
     }[kind]
-    return Program(name, command, service_environment(layout), files)
+    return Program(name, command, service_environment(layout), files, patience=3)
 
 
 def _api(layout: Layout, kind: str, name: str, module: str, service_type: str) -> Program:

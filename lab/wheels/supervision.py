@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from lab.wheels.layout import Layout
 
 #: Seconds within which supervisord, and then each of its programs, has to run or to end.
 PATIENCE = 60
+
+_ALIVE = frozenset({"STARTING", "RUNNING", "BACKOFF", "STOPPING"})
 
 
 class SupervisionError(Exception):
@@ -107,18 +110,32 @@ class Supervisor:
         """The process of the program *name*; 0 when it does not run."""
         return int(self._rpc.getProcessInfo(name)["pid"])
 
-    def stop(self) -> None:
-        """Stop every program, and then supervisord; no error when nothing runs.
+    def stop(self, first: Iterable[str]) -> None:
+        """Stop the programs *first* side by side, then the others and supervisord.
 
-        :raises SupervisionError: when it does not end in time.
+        It is no error when nothing runs.
+
+        :raises SupervisionError: when something does not end in time.
         """
         try:
             pid = int(self._rpc.getPID())
+            for name in first:
+                with contextlib.suppress(xmlrpc.client.Fault):  # it does not run
+                    self._rpc.stopProcess(name, False)
+            stopping = set(first)
+            _wait(lambda: not stopping & self._alive(), f"of {', '.join(stopping)} some do")
             self._rpc.shutdown()
         except (OSError, xmlrpc.client.Fault):
             return
-        deadline = time.monotonic() + PATIENCE
-        while Path(f"/proc/{pid}").exists():
-            if time.monotonic() > deadline:
-                raise SupervisionError(f"supervisord ({pid}) does not end")
-            time.sleep(0.05)
+        _wait(lambda: not Path(f"/proc/{pid}").exists(), f"supervisord ({pid}) does")
+
+    def _alive(self) -> set[str]:
+        return {name for name, state in self.states().items() if state in _ALIVE}
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SupervisionError(f"{what} not end within {PATIENCE} s")
+        time.sleep(0.05)
