@@ -37,6 +37,7 @@ _RESERVED = frozenset({"lab", "shared", "log", "provider", "lock", "choices", "a
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 # Sockets lie below the state; their path has 107 characters (sun_path in unix(7)).
 _LONGEST_STATE = 60
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 
 
 def _instance_name(name: str) -> str:
@@ -180,6 +181,11 @@ def load(root: Path, choices: Choices | None = None) -> Lab:
         raise LabError(
             f"the path {state} is too long for the lab's sockets: move the repository so that it "
             f"has at most {_LONGEST_STATE} characters"
+        )
+    if not _PLAIN_PATH.fullmatch(str(root)):
+        raise LabError(
+            f"the path {str(root)!r} has characters that configuration files cannot hold: move the "
+            "repository to one of letters, digits and . _ + - only"
         )
     chosen = Choices.of(state) if choices is None else choices
     raw = _read(root / "lab.yaml")

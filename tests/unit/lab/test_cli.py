@@ -1,0 +1,318 @@
+"""The commands, on real sshds and a real tmux, with a stand-in for the stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Sandbox
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def eventually(fact: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not fact():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def is_listening(address: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((address, 2222)) == 0
+
+
+def up_names(sandbox: Sandbox) -> list[str]:
+    status = json.loads(sandbox.ok("status", "--json"))
+    return [one["name"] for one in status["instances"] if one["up"]]
+
+
+def test_a_lab_lives_from_nothing_to_nothing(sandbox: Sandbox) -> None:
+    assert "down" in sandbox.ok("status")
+    said = sandbox.ok("up")
+    for name in ("InstanceOne", "InstanceTwo"):
+        for step in ("host", "service"):
+            assert any(line.split()[:3] == [name, step, "✔"] for line in said.splitlines())
+    assert "./setup-env.py ssh InstanceOne -- openstack server create" in said
+    assert up_names(sandbox) == ["InstanceOne", "InstanceTwo"]
+
+    clouds = sandbox.state / "clouds.yaml"
+    assert clouds.stat().st_mode & 0o777 == 0o600
+    assert set(yaml.safe_load(clouds.read_text())["clouds"]) == {"InstanceOne", "InstanceTwo"}
+
+    sandbox.ok("halt")
+    assert sandbox.processes() == []
+    assert sandbox.error("ssh", "InstanceOne") == (
+        "error: InstanceOne is down: ./setup-env.py up InstanceOne"
+    )
+    sandbox.ok("up")
+    assert up_names(sandbox) == ["InstanceOne", "InstanceTwo"]
+
+    sandbox.ok("destroy")
+    assert sandbox.processes() == []
+    assert not is_listening(str(sandbox_address(sandbox, 1)))
+    assert [path.name for path in sandbox.root.iterdir()] == ["lab.yaml"]
+    assert sandbox.tmux("ls") == ""
+    sandbox.ok("destroy")
+    sandbox.ok("halt")
+    assert not sandbox.state.exists()
+
+
+def sandbox_address(sandbox: Sandbox, number: int) -> str:
+    return f"127.{sandbox.network}.{number}.1"
+
+
+def test_ssh_hands_arguments_streams_and_status_through_untouched(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "InstanceOne")
+    odd = ["two  words", "$HOME", "it's", '{"image": "InstanceTwo"}', "", "*", "--", "-x", "é\n"]
+    done = sandbox.run("ssh", "InstanceOne", "--", "printf", r"%s\0", *odd)
+    assert done.stdout.decode().split("\0")[:-1] == odd
+    done = sandbox.run("ssh", "InstanceOne", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
+    everything = bytes(range(256)) * 1000
+    assert sandbox.run("ssh", "InstanceOne", "--", "cat", stdin=everything).stdout == everything
+    assert sandbox.run("ssh", "InstanceOne", stdin=b"echo $((6 * 7))\n").stdout == b"42\n"
+
+
+def test_an_instance_has_its_own_home_and_profile_and_nothing_of_the_callers(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.ok("up")
+    listing = sandbox.ok("ssh", "InstanceTwo", "--", "env", "-0")
+    environment = dict(line.split("=", 1) for line in listing.split("\0") if line)
+    assert environment["HOME"] == str(sandbox.state / "InstanceTwo/home")
+    assert environment["PWD"] == environment["HOME"]
+    assert environment["OS_CLOUD"] == "InstanceTwo"
+    assert environment["OPENSTACKOID_INSTANCE"] == "InstanceTwo"
+    assert environment["OPENSTACKOID_LAB"] == str(sandbox.state)
+    assert not [key for key in environment if key.startswith("PYTHON")]
+
+
+def test_sshd_takes_the_labs_key_and_nothing_else(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "InstanceOne")
+    config = str(sandbox.state / "ssh_config")
+    refused = subprocess.run(
+        [
+            *("ssh", "-v", "-F", config, "-o", "IdentityFile=/dev/null", "-o", "BatchMode=yes"),
+            *("-o", "PasswordAuthentication=yes", "InstanceOne", "true"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wanted = "Authentications that can continue: publickey\n"
+    assert wanted in refused.stderr.replace("\r", "")
+
+
+def test_some_instances_can_be_brought_up_and_halted_by_name(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "InstanceTwo")
+    assert up_names(sandbox) == ["InstanceTwo"]
+    sandbox.ok("up")
+    sandbox.ok("halt", "InstanceTwo")
+    assert up_names(sandbox) == ["InstanceOne"]
+    assert {process.name() for process in sandbox.processes()} >= {"sshd", "sleep"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["up", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
+        (["halt", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
+        (["ssh", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
+        (["logs", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
+        (["up", "--stack", "devstack"], "the stack devstack is not there yet"),
+        (["up", "--provider", "vagrant"], "the provider vagrant is not there yet"),
+        (["up", "--provider", "hosts"], "the provider hosts is not there yet"),
+        (["attach"], "the lab is down: ./setup-env.py up"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(
+    sandbox: Sandbox, arguments: list[str], said: str
+) -> None:
+    line = sandbox.error(*arguments)
+    assert line.startswith("error: ")
+    assert said in line
+    assert not sandbox.state.exists()
+
+
+@pytest.mark.parametrize("arguments", [["up", "-n", "0"], ["up", "--stack", "x"], ["fly"], ["ssh"]])
+def test_wrong_usage_ends_with_status_2(sandbox: Sandbox, arguments: list[str]) -> None:
+    assert sandbox.error(*arguments, status=2).startswith("Error: ")
+    assert not sandbox.state.exists()
+
+
+def test_a_wrong_description_is_said_in_one_line(sandbox: Sandbox) -> None:
+    sandbox.describe("instances: 3\n")
+    assert sandbox.error("up").startswith("error: lab.yaml: instances: ")
+
+
+def test_logs_show_each_service_of_an_instance(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "InstanceOne")
+    assert sandbox.ok("logs", "InstanceOne", "sleep") == "started\n"
+    assert "started" in sandbox.ok("logs", "InstanceOne")
+    assert sandbox.error("logs", "InstanceOne", "nova") == (
+        "error: unknown service 'nova': known are sleep"
+    )
+
+
+def test_an_sshd_that_is_killed_comes_back_by_itself(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "InstanceOne")
+    for process in sandbox.processes():
+        if process.name() == "sshd":
+            process.kill()
+    assert eventually(lambda: sandbox.run("ssh", "InstanceOne", "--", "true").returncode == 0)
+
+
+def test_up_brings_everything_back_whatever_was_killed(sandbox: Sandbox) -> None:
+    sandbox.ok("up")
+    for process in sandbox.processes():
+        if process.name() in ("sshd", "python", "supervisord"):
+            process.kill()
+    sandbox.ok("up")
+    assert up_names(sandbox) == ["InstanceOne", "InstanceTwo"]
+    supervisors = [p for p in sandbox.processes() if "supervisor.supervisord" in p.cmdline()]
+    assert len(supervisors) == 1
+
+
+def test_up_recovers_when_only_its_supervisor_was_killed(sandbox: Sandbox) -> None:
+    sandbox.ok("up")
+    for process in sandbox.processes():
+        if "supervisor.supervisord" in process.cmdline():
+            process.kill()
+    sandbox.ok("up")
+    assert up_names(sandbox) == ["InstanceOne", "InstanceTwo"]
+
+
+def test_destroy_needs_neither_pid_files_nor_a_description(sandbox: Sandbox) -> None:
+    sandbox.ok("up")
+    for path in (sandbox.state / "provider").iterdir():
+        path.unlink()
+    sandbox.describe("nonsense: [")
+    sandbox.ok("destroy")
+    assert sandbox.processes() == []
+    assert not sandbox.state.exists()
+
+
+@pytest.mark.parametrize("after", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_an_up_that_is_killed_at_any_moment_can_be_repeated(sandbox: Sandbox, after: float) -> None:
+    first = subprocess.Popen(sandbox.argv("up"), env=sandbox.environment, stdout=subprocess.DEVNULL)
+    time.sleep(after)
+    first.kill()
+    first.wait()
+    sandbox.ok("up")
+    assert up_names(sandbox) == ["InstanceOne", "InstanceTwo"]
+
+
+def test_a_second_command_waits_for_the_first_and_says_for_whom(sandbox: Sandbox) -> None:
+    sandbox.state.mkdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib; from lab.running import locked\n"
+            f"with locked(pathlib.Path({str(sandbox.state)!r}), 'up'):\n"
+            "    print('held', flush=True); sys.stdin.read()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert holder.stdin
+    assert holder.stdout
+    holder.stdout.readline()
+    second = subprocess.Popen(
+        sandbox.argv("destroy"), env=sandbox.environment, stderr=subprocess.PIPE, text=True
+    )
+    assert second.stderr
+    assert second.stderr.readline() == f"waiting for `up` (process {holder.pid}) …\n"
+    assert second.poll() is None
+    holder.stdin.close()
+    assert holder.wait() == 0
+    assert second.wait() == 0
+    assert not sandbox.state.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_status_130_and_no_traceback(
+    sandbox: Sandbox, number: signal.Signals
+) -> None:
+    running = subprocess.Popen(
+        sandbox.argv("up"),
+        env=sandbox.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout
+    running.stdout.readline()
+    running.send_signal(number)
+    _, said = running.communicate()
+    assert (running.returncode, said.splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in said
+
+
+def test_a_taken_port_is_named_with_who_has_it(sandbox: Sandbox) -> None:
+    with socket.socket() as taker:
+        taker.bind((sandbox_address(sandbox, 1), 2222))
+        taker.listen()
+        line = sandbox.error("up")
+    assert f"{sandbox_address(sandbox, 1)}:2222 is taken by" in line
+    assert f"(process {os.getpid()})" in line
+
+
+def test_an_address_that_is_not_loopback_is_refused(sandbox: Sandbox) -> None:
+    sandbox.describe("instances: [{name: A, address: 10.1.2.3}]\n")
+    assert "10.1.2.3 is no loopback address" in sandbox.error("up")
+
+
+def test_processes_without_the_mark_are_left_alone(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "InstanceOne")
+    bystander = subprocess.Popen(["sleep", "600"], cwd=sandbox.state)
+    try:
+        sandbox.ok("destroy")
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_destroy_works_from_inside_of_the_lab(sandbox: Sandbox) -> None:
+    sandbox.ok("up")
+    command = " ".join(sandbox.argv("destroy"))
+    pane = "openstackoid:0.0"
+    assert eventually(lambda: "stack@InstanceOne:~$" in sandbox.tmux("capture-pane", "-pt", pane))
+    sandbox.tmux("send-keys", "-t", pane, f"OPENSTACKOID_TMUX_SOCKET={sandbox.socket} {command}")
+    sandbox.tmux("send-keys", "-t", pane, "Enter")
+    assert eventually(lambda: not sandbox.state.exists())
+    assert eventually(lambda: sandbox.processes() == [])
+    assert sandbox.tmux("ls") == ""
+
+
+def test_doctor_names_what_is_missing_and_what_is_there(sandbox: Sandbox) -> None:
+    said = sandbox.ok("doctor")
+    assert "✔ package openssh-server" in said
+    assert "provider vagrant\n  ✘ this provider: the provider vagrant is not there yet" in said
+    assert "stack devstack\n  ✘ this stack: the stack devstack is not there yet" in said
+
+
+def test_an_up_that_fails_shows_the_step_and_its_log(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "InstanceOne")
+    (sandbox.state / "InstanceOne/home/.profile.new").mkdir()
+    done = sandbox.run("up")
+    said = done.stdout.decode()
+    assert done.returncode == 1
+    assert any(line.split()[:3] == ["InstanceOne", "service", "✘"] for line in said.splitlines())
+    assert f"the whole log: {sandbox.state}/log/InstanceOne.log" in said
+    assert "Traceback" not in said
+    assert "Traceback" in (sandbox.state / "log/InstanceOne.log").read_text()

@@ -1,0 +1,140 @@
+"""lab.yaml: what it says, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.description import Choices, Lab, load
+from lab.errors import LabError
+
+ROOT = Path(__file__).resolve().parents[3]
+TWO = "instances: [{name: A, address: 127.0.1.1}, {name: B, address: 127.0.2.1}]\n"
+
+
+def described(tmp_path: Path, text: str, choices: Choices | None = None) -> Lab:
+    (tmp_path / "r").mkdir(exist_ok=True)
+    (tmp_path / "r/lab.yaml").write_text(text)
+    return load(tmp_path / "r", choices)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short path, as pytest's own may be too long for sockets."""
+    with tempfile.TemporaryDirectory(prefix="oid-", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+def test_the_repositorys_lab_has_two_instances_and_devstacks_flavors() -> None:
+    lab = load(ROOT, Choices())
+    assert [(one.name, str(one.address)) for one in lab.instances] == [
+        ("InstanceOne", "127.0.1.1"),
+        ("InstanceTwo", "127.0.2.1"),
+    ]
+    assert [(f.name, f.vcpus, f.ram, f.disk) for f in lab.flavors] == [
+        ("m1.nano", 1, 192, 1),
+        ("m1.tiny", 1, 512, 1),
+        ("m1.small", 1, 2048, 20),
+    ]
+    assert (lab.provider, lab.stack, lab.image.name) == ("auto", "wheels", "cirros")
+    assert [(n.name, str(n.cidr)) for n in lab.networks] == [("private", "10.0.0.0/26")]
+    assert lab.issuers("InstanceOne") == ("InstanceOne", "InstanceTwo")
+    assert lab.state == ROOT / ".lab"
+
+
+def test_a_number_makes_that_many_instances(tmp_path: Path) -> None:
+    lab = described(tmp_path, TWO, Choices(number=21))
+    assert lab.names[:3] == ("InstanceOne", "InstanceTwo", "InstanceThree")
+    assert lab.names[-1] == "InstanceTwentyOne"
+    assert str(lab.instance("InstanceTwentyOne").address) == "127.0.21.1"
+
+
+@pytest.mark.parametrize("number", [-1, 100])
+def test_a_number_out_of_range_is_refused(tmp_path: Path, number: int) -> None:
+    with pytest.raises(LabError, match="1 to 99"):
+        described(tmp_path, TWO, Choices(number=number))
+
+
+def test_choices_are_kept_until_they_are_removed(tmp_path: Path) -> None:
+    Choices().updated(3, None, None).keep(tmp_path / "r/.lab")
+    assert len(described(tmp_path, TWO).instances) == 3
+    Choices.of(tmp_path / "r/.lab").updated(None, "local", None).keep(tmp_path / "r/.lab")
+    assert len(described(tmp_path, TWO).instances) == 3
+    assert described(tmp_path, TWO).provider == "local"
+    (tmp_path / "r/.lab/choices.json").unlink()
+    assert described(tmp_path, TWO).names == ("A", "B")
+
+
+def test_an_unknown_instance_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="unknown instance 'C': known are A, B"):
+        described(tmp_path, TWO).peers("C")
+
+
+def test_trust_restricts_issuers_to_those_listed_and_oneself(tmp_path: Path) -> None:
+    lab = described(tmp_path, TWO + "trust: {A: []}\n")
+    assert lab.issuers("A") == ("A",)
+    assert lab.issuers("B") == ("A", "B")
+
+
+def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path) -> None:
+    text = (ROOT / "lab.yaml").read_text().replace("trust: {}", "trust: {InstanceOne: []}")
+    lab = described(tmp_path, text, Choices(number=3))
+    assert lab.issuers("InstanceOne") == ("InstanceOne",)
+    assert described(tmp_path, text, Choices(number=1)).names == ("InstanceOne",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TWO + "stak: wheels\n", r"unknown key 'stak': allowed are provider, stack, instances"),
+        (TWO + "provider: aws\n", r"provider: 'aws' is not allowed; use 'auto', 'local'"),
+        (TWO + "root: /\n", r"unknown key 'root'"),
+        (TWO + "image: {nam: x}\n", r"unknown key 'image.nam': allowed are name, url"),
+        (TWO + "image: {url: nonsense}\n", r"image.url: .*URL"),
+        (TWO + "flavors: [{name: x, vcpus: 0, ram: 1, disk: 1}]\n", r"flavors.0.vcpus: .*greater"),
+        (TWO + "flavors: [{name: x, vcpus: 1, disk: 1}]\n", r"'flavors.0.ram' is missing: allowed"),
+        (TWO + "networks: [{name: x, cidr: 10.0.0.1/26}]\n", r"networks.0.cidr: .*IPv4 network"),
+        (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is no instance; known are A, B"),
+        (TWO + "trust: {Z: []}\n", r"trust: 'Z' is no instance; known are A, B"),
+        ("instances: []\n", r"instances: .*at least 1"),
+        ("provider: local\n", r"the key 'instances' is missing"),
+        ("instances: [{name: A, address: nowhere}]\n", r"instances.0.address: .*IPv4"),
+        ("instances: [{name: a b, address: 127.0.1.1}]\n", r"instances.0.name: .*letters, digits"),
+        ("instances: [{name: a_b, address: 127.0.1.1}]\n", r"instances.0.name: .*letters, digits"),
+        ("instances: [{name: shared, address: 127.0.1.1}]\n", r"'shared' is a name that the lab"),
+        (
+            "instances: [{name: A, address: 127.0.1.1}, {name: a, address: 127.0.2.1}]\n",
+            r"the name 'a' stands twice",
+        ),
+        (
+            "instances: [{name: A, address: 127.0.1.1}, {name: B, address: 127.0.1.1}]\n",
+            r"the address '127.0.1.1' stands twice",
+        ),
+        ("a: [\nb: ]]\n", r"no YAML: .* in line 2"),
+        ("- a\n", r"allowed are provider"),
+        ("", r"allowed are provider"),
+    ],
+)
+def test_an_error_names_the_key_and_what_is_allowed(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(LabError, match=said) as caught:
+        described(tmp_path, text)
+    assert str(caught.value).startswith("lab.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_description_says_where_it_should_be(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"lab\.yaml is missing"):
+        load(tmp_path)
+
+
+def test_a_path_too_long_for_sockets_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="too long"):
+        load(tmp_path / ("x" * 60))
+
+
+def test_a_path_that_configurations_cannot_quote_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="letters, digits"):
+        load(tmp_path / "a b")
