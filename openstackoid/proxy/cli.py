@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import click
 
 from openstackoid.proxy.config import Peer, Proxy, ProxyError, Service, peer_states, write
+
+_Part = TypeVar("_Part")
 
 
 def read_description(text: str) -> Proxy:
@@ -38,7 +40,7 @@ def read_description(text: str) -> Proxy:
         raise ProxyError(f"the description is wrong: {error}") from error
 
 
-def _build(kind: Any, item: Mapping[str, Any]) -> Any:
+def _build(kind: type[_Part], item: Mapping[str, Any]) -> _Part:
     try:
         return kind(**item)
     except TypeError as error:
@@ -48,7 +50,7 @@ def _build(kind: Any, item: Mapping[str, Any]) -> Any:
 class _Command(click.Group):
     """A group of commands whose errors are one line."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run the command; a ``ProxyError`` is shown as click shows its own."""
         try:
             return super().invoke(ctx)

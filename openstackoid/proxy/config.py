@@ -29,7 +29,8 @@ LONGEST_SOCKET_PATH = 90
 #: How many names an error message lists before it only counts the others.
 NAMES_SHOWN = 20
 
-_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*)):(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(?P<port>[0-9]{1,5})")
+_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 _PREFIX = re.compile(r"/[A-Za-z0-9][A-Za-z0-9_-]*")
 _LOG_TARGET = re.compile(r"(?:stdout|stderr|[A-Za-z0-9_.:/@\[\]-]+)(?: [a-z0-9]+)*")
 _AUTHORITY = ServiceTypes()
@@ -157,17 +158,18 @@ class Proxy:
             raise ProxyError(f"{self.threads} threads are too few: write 1 or more")
         self._check_services()
         self._check_names()
-        if len(str(self.socket)) > LONGEST_SOCKET_PATH or re.search(r"[\s\"'\\#$]", str(self.socket)):
+        socket = str(self.socket)
+        if len(socket) > LONGEST_SOCKET_PATH or not _PATH.fullmatch(socket):
             raise ProxyError(
                 f"directory {str(self.directory)!r} cannot hold the proxy's sockets: take a path "
-                f"under {LONGEST_SOCKET_PATH - 12} characters, without spaces or quotes"
+                f"under {LONGEST_SOCKET_PATH - 12} characters, of letters, digits and ._+-"
             )
 
     def _check_services(self) -> None:
         _no_twice((service.type for service in self.services), "service type")
         _no_twice((service.prefix for service in self.services), "path")
         if "identity" not in self.service_types:
-            raise ProxyError(f"instance {self.name!r} has no identity service: every proxy needs it")
+            raise ProxyError(f"instance {self.name!r} has no identity service: add one")
 
     def _check_names(self) -> None:
         _no_twice(self.instances, "instance")

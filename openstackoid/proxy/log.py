@@ -71,6 +71,6 @@ def parse_log_line(line: str) -> LogLine | None:
         return None
     facts: Mapping[str, Any] = json.loads(line[start:])
     known = {field.name: facts[field.name] for field in fields(LogLine)}
-    known["time"] = datetime.strptime(facts["time"], "%d/%b/%Y:%H:%M:%S.%f")  # noqa: DTZ007
+    known["time"] = datetime.strptime(facts["time"], "%d/%b/%Y:%H:%M:%S.%f")
     known["scope"] = Scope(facts["scope"])
     return LogLine(**known)

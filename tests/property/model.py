@@ -1,0 +1,301 @@
+"""A reference model of the proxy's routing, in plain Python: what must become of a request.
+
+It is written from the design, not from HAProxy's rules, and shares no code with them. Texts are
+``str`` with one character a byte (Latin-1), as HTTP has bytes and no characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MARK = "!SCOPE!"
+TOKENS = ("X-Auth-Token", "X-Subject-Token", "X-Service-Token")
+OURS = ("X-Scope", *TOKENS)
+BASE64URL = set(string.ascii_letters + string.digits + "-_")
+CULPRIT_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What the proxy of one instance knows."""
+
+    name: str
+    services: Mapping[str, str]
+    peers: tuple[str, ...]
+    issuers: tuple[str, ...]
+
+    def knows(self, instance: str) -> bool:
+        return instance == self.name or instance in self.peers
+
+    def trusts(self, instance: str) -> bool:
+        return instance == self.name or instance in self.issuers
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+    def value(self, name: str) -> str | None:
+        values = self.values(name)
+        return values[-1] if values else None
+
+    def with_header(self, name: str, value: str | None) -> Request:
+        kept = tuple(pair for pair in self.headers if pair[0].lower() != name.lower())
+        added = () if value is None else ((name, value),)
+        return Request(self.method, self.path, kept + added, self.body)
+
+    def with_path(self, path: str) -> Request:
+        return Request(self.method, path, self.headers, self.body)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An answer of a proxy's own: its status, and what its message begins with."""
+
+    status: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """The service that answers, the request as it sees it, and the tag of a token it may issue."""
+
+    instance: str
+    service: str
+    request: Request
+    minted: str | None = None
+
+
+class _Fault(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        self.refused = Refused(status, message)
+
+
+@dataclass(frozen=True)
+class World:
+    """Several instances; those in *away* are known to others, but nobody answers there."""
+
+    instances: Mapping[str, Instance]
+    away: tuple[str, ...] = ()
+
+    def decide(self, name: str, request: Request) -> Refused | Served:
+        """What becomes of *request* at the proxy of instance *name*."""
+        try:
+            step = _Step(self.instances[name], request).route()
+        except _Fault as fault:
+            return fault.refused
+        if step.target == name:
+            return Served(name, step.service, step.request, step.minted)
+        if step.target in self.away:
+            return Refused(503, f"instance {step.target} cannot be reached from {name}")
+        onward = self.decide(step.target, step.request)
+        if isinstance(onward, Refused):
+            return onward
+        assert not (step.minted and onward.minted), "a token would be tagged twice"
+        return Served(onward.instance, onward.service, onward.request, step.minted or onward.minted)
+
+
+@dataclass
+class _Onward:
+    target: str
+    service: str
+    request: Request
+    minted: str | None
+
+
+@dataclass
+class _Step:
+    """One request at one proxy."""
+
+    here: Instance
+    request: Request
+    scoped_path: str | None = field(default=None)
+
+    def route(self) -> _Onward:
+        self._clean()
+        self._refuse_tagged_login()
+        if self._is_unscoped():
+            return _Onward(self.here.name, self._service(), self.request, None)
+        self._strip_url()
+        service = self._service()
+        self._refuse_several()
+        texts = self._texts()
+        scopes = {place: self._read(text, place) for place, text in texts.items()}
+        for place in TOKENS[::-1]:
+            self._trust(scopes.get(place, {}).get("identity"))
+
+        carried = [scopes[p] for p in ("X-Auth-Token", "the URL", "X-Scope") if p in scopes]
+        resolved = dict.fromkeys(self.here.services, self.here.name)
+        for scope in carried:
+            resolved |= scope
+        self._trust(resolved["identity"])
+
+        if service == "identity":
+            self._to_keystone(scopes, resolved)
+        elif carried and self.request.values("X-Auth-Token"):
+            token = _bare(self.request.value("X-Auth-Token"))
+            self._set("X-Auth-Token", token + MARK + _canonical(resolved))
+        self._set("X-Scope", None)
+        target = resolved[service]
+        self._tag_service_token(scopes, target)
+        if service == "identity":
+            self._strip_tags(target)
+        minted = _canonical(resolved) if carried and service == "identity" else None
+        return _Onward(target, service, self.request, minted)
+
+    def _clean(self) -> None:
+        headers = tuple(
+            (name, value.strip(" \t")) for name, value in self.request.headers if "_" not in name
+        )
+        self.request = Request(self.request.method, self.request.path, headers, self.request.body)
+
+    def _set(self, name: str, value: str | None) -> None:
+        self.request = self.request.with_header(name, value)
+
+    def _refuse_tagged_login(self) -> None:
+        path = self.request.path.partition("?")[0].removesuffix("/")
+        is_login = self.request.method == "POST" and path.endswith("/auth/tokens")
+        if is_login and MARK in self.request.body:
+            raise _Fault(501, "a token in the body of a login must come without its")
+
+    def _is_unscoped(self) -> bool:
+        return (
+            self._first_element() in self._prefixes()
+            and not self.request.values("X-Scope")
+            and not any(_is_tagged(value) for name in TOKENS for value in self.request.values(name))
+            and all(len(self.request.values(name)) <= 1 for name in TOKENS)
+        )
+
+    def _prefixes(self) -> dict[str, str]:
+        return {prefix[1:]: service for service, prefix in self.here.services.items()}
+
+    def _first_element(self) -> str:
+        return self.request.path.partition("?")[0].split("/")[1]
+
+    def _service(self) -> str:
+        service = self._prefixes().get(self._first_element())
+        if service is None:
+            raise _Fault(404, f"the proxy of {self.here.name} knows no service at this path")
+        return service
+
+    def _strip_url(self) -> None:
+        path, query, arguments = self.request.path.partition("?")
+        if not path.startswith("/scope/"):
+            return
+        _, _, self.scoped_path, *rest = path.split("/")
+        self.request = self.request.with_path(f"/{'/'.join(rest)}{query}{arguments}")
+        self._set("X-Forwarded-Prefix", f"/scope/{self.scoped_path}")
+
+    def _refuse_several(self) -> None:
+        for name in OURS:
+            if len(self.request.values(name)) > 1:
+                raise _Fault(400, f"several {name} headers")
+
+    def _texts(self) -> dict[str, str]:
+        texts = {}
+        header = self.request.value("X-Scope")
+        if header is not None:
+            texts["X-Scope"] = header
+        if self.scoped_path is not None:
+            texts["the URL"] = _decode(self.scoped_path)
+        for name in TOKENS:
+            value = self.request.value(name)
+            if value is not None and _is_tagged(value):
+                texts[name] = "!".join(value.split("!")[2:])
+        return texts
+
+    def _read(self, text: str, place: str) -> dict[str, str]:
+        pairs = _pairs(text)
+        if pairs is None:
+            raise _Fault(400, f"malformed scope '{_shown(text)}' in {place}")
+        for service, _ in pairs:
+            if service not in self.here.services:
+                raise _Fault(400, f"unknown service type '{_shown(service)}' in scope")
+        if len(dict(pairs)) < len(pairs):
+            raise _Fault(400, f"a service type stands twice in the scope in {place}")
+        for _, instance in pairs:
+            if not self.here.knows(instance):
+                raise _Fault(400, f"unknown instance '{_shown(instance)}' in scope")
+        return dict(pairs)
+
+    def _trust(self, issuer: str | None) -> None:
+        if issuer is not None and not self.here.trusts(issuer):
+            raise _Fault(401, f"{self.here.name} does not accept tokens that {issuer} issued")
+
+    def _to_keystone(
+        self, scopes: Mapping[str, Mapping[str, str]], resolved: dict[str, str]
+    ) -> None:
+        if "X-Subject-Token" not in scopes:
+            return
+        issuer = scopes["X-Subject-Token"].get("identity", self.here.name)
+        if self.request.values("X-Auth-Token") and issuer != resolved["identity"]:
+            self._set("X-Auth-Token", _bare(self.request.value("X-Subject-Token")))
+        resolved["identity"] = issuer
+
+    def _tag_service_token(self, scopes: Mapping[str, Mapping[str, str]], target: str) -> None:
+        token = self.request.value("X-Service-Token")
+        if token is None or ("X-Service-Token" not in scopes and target == self.here.name):
+            return
+        issuer = scopes.get("X-Service-Token", {}).get("identity", self.here.name)
+        scope = _canonical(dict.fromkeys(self.here.services, issuer))
+        bare = _bare(token) if "X-Service-Token" in scopes else token
+        self._set("X-Service-Token", bare + MARK + scope)
+
+    def _strip_tags(self, target: str) -> None:
+        for name in TOKENS if target == self.here.name else TOKENS[:2]:
+            value = self.request.value(name)
+            if value is not None and _is_tagged(value):
+                self._set(name, _bare(value))
+
+
+def _is_tagged(value: str) -> bool:
+    return value.split("!")[1:2] == ["SCOPE"]
+
+
+def _bare(value: str | None) -> str:
+    return (value or "").split("!")[0]
+
+
+def _canonical(scope: Mapping[str, str]) -> str:
+    return json.dumps(dict(sorted(scope.items())), separators=(",", ":"))
+
+
+def _shown(text: str) -> str:
+    return text.encode("latin-1")[:CULPRIT_SHOWN].decode("utf-8", "ignore")
+
+
+def _decode(encoded: str) -> str:
+    """The text in a scoped URL; what is no unpadded base64url, or has a NUL, stays."""
+    if not set(encoded) <= BASE64URL or len(encoded) % 4 == 1:
+        return encoded
+    try:
+        decoded = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+    except binascii.Error:
+        return encoded
+    return encoded if b"\0" in decoded else decoded.decode("latin-1")
+
+
+def _pairs(text: str) -> list[tuple[str, str]] | None:
+    """The pairs of a scope's JSON; a scope is an object of plain strings, without escapes."""
+    if "\\" in text or any(character < " " for character in text):
+        return None
+    try:
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    if not text.strip(" ").startswith("{"):
+        return None
+    if not all(isinstance(v, str) and k and v for k, v in pairs):
+        return None
+    return list(pairs)
