@@ -83,6 +83,8 @@ class Wheels(Stack):
         return {
             "clouds": {
                 instance.name: {
+                    # Not "password": its discovery hides what the proxy says of a bad scope.
+                    "auth_type": "v3password",
                     "auth": {
                         "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
                         "username": "admin",

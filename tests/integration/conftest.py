@@ -1,0 +1,78 @@
+"""The instances of the running lab, as somebody in their shells uses them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openstackoid.proxy.log import LogLine, parse_log_line
+from tests.conftest import RunningLab
+
+
+@dataclass(eq=False)
+class Shell:
+    """A login in the instance *name*."""
+
+    lab: RunningLab
+    name: str
+
+    def run(self, *argv: str) -> str:
+        """The output of a command, which has to succeed."""
+        return self.lab.ssh(self.name, *argv).stdout
+
+    def openstack(self, line: str) -> str:
+        """The output of an ``openstack`` command as typed, which has to succeed."""
+        return self.run("openstack", *shlex.split(line)).strip()
+
+    def json(self, line: str) -> Any:  # noqa: ANN401 - whatever the command answers
+        """What an ``openstack`` command answers, as data."""
+        return json.loads(self.openstack(f"{line} -f json"))
+
+    def sql(self, statement: str) -> list[list[str]]:
+        """Rows of the instance's own database."""
+        socket = str(self.directory / "run" / "mariadb.sock")
+        rows = self.run("mariadb", f"--socket={socket}", "-Ne", statement)
+        return [row.split("\t") for row in rows.splitlines()]
+
+    @cached_property
+    def directory(self) -> Path:
+        return Path(self.run("pwd").strip()).parent
+
+    @cached_property
+    def image(self) -> str:
+        """The ID of the instance's own image."""
+        return self.openstack("image show cirros -f value -c id")
+
+    @cached_property
+    def administrator(self) -> str:
+        """The ID of the instance's own administrator."""
+        return self.sql("SELECT user_id FROM keystone.local_user WHERE name = 'admin'")[0][0]
+
+    def proxy_log(self, since: int = 0) -> list[LogLine]:
+        """What the proxy has served, from the line *since* on."""
+        lines = self.run("cat", str(self.directory / "log" / "haproxy.log")).splitlines()
+        return list(filter(None, map(parse_log_line, lines)))[since:]
+
+
+@pytest.fixture(scope="session")
+def shell(lab: RunningLab) -> Callable[[str], Shell]:
+    """The login in an instance; the same one each time."""
+    shells = {name: Shell(lab, name) for name in lab.description.names}
+    return shells.__getitem__
+
+
+@pytest.fixture(scope="session")
+def one(shell: Callable[[str], Shell]) -> Shell:
+    return shell("InstanceOne")
+
+
+@pytest.fixture(scope="session")
+def two(shell: Callable[[str], Shell]) -> Shell:
+    return shell("InstanceTwo")

@@ -1,0 +1,107 @@
+"""Clients that know nothing of scopes: only their auth URL says one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import openstack
+import pytest
+import yaml
+
+from openstackoid.scope import Scope
+from tests.conftest import ROOT, RunningLab
+from tests.integration.conftest import Shell
+
+
+class Run(Protocol):
+    """Runs ``openstack`` with these arguments."""
+
+    def __call__(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]: ...
+
+
+SCOPE = Scope({"image": "InstanceTwo"})
+
+
+@pytest.fixture
+def cloud(lab: RunningLab) -> dict[str, Any]:
+    """InstanceOne in clouds.yaml, with a scope in its auth URL."""
+    clouds = yaml.safe_load((lab.description.state / "clouds.yaml").read_text())
+    settings: dict[str, Any] = clouds["clouds"]["InstanceOne"]
+    plain = settings["auth"]["auth_url"]
+    settings["auth"]["auth_url"] = plain.replace("/identity", f"/{SCOPE.url_segment()}/identity")
+    return settings
+
+
+@pytest.fixture(scope="module")
+def stock_openstack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``openstack`` command of a virtual environment without this project."""
+    venv = tmp_path_factory.mktemp("stock") / "venv"
+    uv = [str(Path(sys.prefix) / "bin" / "uv")]
+    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
+    install = ["pip", "install", "--quiet", "--python", str(venv / "bin" / "python")]
+    constraints = ["--constraints", str(ROOT / "constraints.txt")]
+    subprocess.run([*uv, *install, *constraints, "python-openstackclient"], check=True)
+    return venv / "bin" / "openstack"
+
+
+@pytest.fixture
+def run_stock(stock_openstack: Path, cloud: dict[str, Any], tmp_path: Path) -> Run:
+    (tmp_path / "clouds.yaml").write_text(yaml.safe_dump({"clouds": {"scoped": cloud}}))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
+
+    def run(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(stock_openstack), "--os-cloud", "scoped", *argv],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=check,
+        )
+
+    return run
+
+
+def test_the_stock_command_has_no_scope_option(run_stock: Run) -> None:
+    refused = run_stock("image", "list", "--scope", "image=InstanceTwo", check=False)
+    assert refused.returncode == 2
+
+
+def test_the_stock_command_sees_the_images_of_the_scope(run_stock: Run, two: Shell) -> None:
+    listed = run_stock("image", "list", "-f", "value", "-c", "ID").stdout.split()
+    assert listed == [two.image]
+
+
+def test_the_stock_command_makes_a_server_from_an_image_elsewhere(
+    run_stock: Run, one: Shell, two: Shell
+) -> None:
+    options = ["--image", two.image, "--flavor", "m1.tiny", "--network", "private", "--wait"]
+    shown = ["-f", "value", "-c", "id", "-c", "status"]
+    created = run_stock("server", "create", "test-stock", *options, *shown).stdout.split()
+    assert "ACTIVE" in created
+    [identifier] = [word for word in created if word != "ACTIVE"]
+    rows = f"SELECT image_ref FROM nova.instances WHERE uuid = '{identifier}'"
+    assert one.sql(rows) == [[two.image]]
+    run_stock("server", "delete", identifier, "--wait")
+
+
+def test_openstacksdk_makes_a_server_from_an_image_elsewhere(
+    cloud: dict[str, Any], two: Shell
+) -> None:
+    connection = openstack.connection.Connection(
+        auth_type=cloud["auth_type"],
+        auth=cloud["auth"],
+        region_name=cloud["region_name"],
+        identity_api_version="3",
+    )
+    assert [image.id for image in connection.image.images()] == [two.image]
+    server = connection.create_server(
+        "test-sdk", image=two.image, flavor="m1.tiny", network="private", wait=True
+    )
+    assert server.status == "ACTIVE"
+    assert server.image.id == two.image
+    assert connection.delete_server(server.id, wait=True)

@@ -1,0 +1,128 @@
+"""An instance needs no other one, accepts nothing that is not meant for it, and comes back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from lab import processes
+from openstackoid.scope import Scope
+from tests.conftest import ROOT, RunningLab
+from tests.integration.conftest import Shell
+
+
+def _status(lab: RunningLab, name: str, path: str, token: str) -> int:
+    """The HTTP status that the proxy of the instance *name* answers with."""
+    address = lab.description.instance(name).address
+    request = urllib.request.Request(
+        f"http://{address}:8888{path}", headers={"X-Auth-Token": token}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("path", ["/image/v2/images", "/compute/v2.1/servers"])
+def test_a_token_without_its_tag_is_worth_nothing_elsewhere(
+    lab: RunningLab, one: Shell, path: str
+) -> None:
+    token = one.openstack("token issue -f value -c id")
+    assert _status(lab, "InstanceOne", path, token) == 200
+    assert _status(lab, "InstanceTwo", path, token) == 401
+    assert _status(lab, "InstanceTwo", path, Scope({"identity": "InstanceOne"}).tag(token)) == 200
+
+
+def test_a_tag_that_names_another_issuer_makes_no_token_valid(lab: RunningLab, one: Shell) -> None:
+    token = one.openstack("token issue -f value -c id")
+    forged = Scope({"identity": "InstanceTwo"}).tag(token)
+    assert _status(lab, "InstanceTwo", "/image/v2/images", forged) == 401
+    assert _status(lab, "InstanceOne", "/image/v2/images", forged) == 401
+
+
+@pytest.fixture
+def two_halted(lab: RunningLab) -> Iterator[None]:
+    lab.setup_env("halt", "InstanceTwo")
+    yield
+    lab.setup_env("up", "--no-attach")
+
+
+@pytest.mark.usefixtures("two_halted")
+def test_an_instance_does_everything_local_while_the_other_is_down(
+    lab: RunningLab, one: Shell
+) -> None:
+    server = one.json(
+        "server create test-alone --image cirros --flavor m1.tiny --network private --wait"
+    )
+    assert server["status"] == "ACTIVE"
+    one.openstack(f"server delete {server['id']} --wait")
+
+    asked = time.monotonic()
+    refused = lab.ssh(
+        "InstanceOne", "openstack", "image", "list", "--scope", "image=InstanceTwo", check=False
+    )
+    assert refused.returncode != 0
+    assert "InstanceTwo cannot be reached" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert time.monotonic() - asked < 10  # the client's start included; no timeout of a minute
+
+
+def test_a_service_that_dies_is_restarted(one: Shell) -> None:
+    def state() -> list[str]:
+        line = one.run("supervisorctl", "-c", configuration, "status", "glance-api")
+        return line.split()
+
+    configuration = str(one.directory / "etc" / "supervisord.conf")
+    before = state()[3]
+    one.run("kill", "-KILL", before.rstrip(","))
+    deadline = time.monotonic() + 60
+    while state()[1] != "RUNNING" or state()[3] == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    deadline = time.monotonic() + 60
+    while not one.run("sh", "-c", "openstack image list -f value -c Name 2>&1 || true").strip():
+        assert time.monotonic() < deadline
+    assert one.openstack("image list -f value -c Name") == "cirros"
+
+
+def test_up_brings_an_instance_back_whose_processes_were_all_killed(
+    lab: RunningLab, two: Shell
+) -> None:
+    server = two.json(
+        "server create test-kept --image cirros --flavor m1.tiny --network private --wait"
+    )
+    for process in processes.marked(lab.description.state, "InstanceTwo"):
+        process.kill()
+    lab.setup_env("up", "--no-attach")
+    assert two.json(f"server show {server['id']}")["status"] == "ACTIVE"
+    two.openstack(f"server delete {server['id']} --wait")
+
+
+@pytest.mark.parametrize("seconds", [1, 4, 8])
+def test_up_continues_where_an_up_was_killed(lab: RunningLab, two: Shell, seconds: float) -> None:
+    lab.setup_env("halt", "InstanceTwo")
+    killed = subprocess.Popen(
+        [str(ROOT / "setup-env.py"), "up", "--no-attach", "InstanceTwo"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(seconds)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    lab.setup_env("up", "--no-attach")
+    assert two.openstack("image list -f value -c Name") == "cirros"
+
+
+def test_status_tells_every_service_and_peer(lab: RunningLab) -> None:
+    status = json.loads(lab.setup_env("status", "--json").stdout)
+    for instance in status["instances"]:
+        assert {service["state"] for service in instance["services"]} == {"running"}
+        assert set(instance["peers"].values()) == {"UP"}
