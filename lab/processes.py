@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,14 +25,24 @@ def marks(state: Path, instance: str | None = None) -> dict[str, str]:
 def marked(state: Path, instance: str | None = None) -> list[psutil.Process]:
     """The processes of the lab in *state*; with *instance*, of this instance only.
 
-    This process and its ancestors are left out: ``setup-env.py`` may run inside of the lab.
+    Where ``setup-env.py`` runs inside of the lab, what it runs in is left out: itself and its
+    ancestors as far as the sshd that listens, which a session does not need.
     """
     wanted = marks(state, instance)
     running = {process.pid: process for process in psutil.process_iter()}
     found = {pid for pid, process in running.items() if _bears(process, wanted)}
-    found |= _ssh_servers(running, found, state / instance if instance else state)
+    servers = _ssh_servers(running)
+    directory = state / instance if instance else state
+    listeners = {pid for pid, (_, title) in servers.items() if f"{directory}/" in title}
+    sessions = {pid for pid, (parent, _) in servers.items() if parent in listeners}
+    for pid in found:
+        sessions |= _servers_above(running[pid], servers)
+    found |= listeners | sessions
     me = psutil.Process()
-    found -= {me.pid, *(ancestor.pid for ancestor in me.parents())}
+    for process in (me, *me.parents()):
+        if process.pid in listeners:
+            break
+        found.discard(process.pid)
     return [running[pid] for pid in sorted(found)]
 
 
@@ -41,6 +52,9 @@ def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
+            # An interactive shell ignores SIGTERM; that its terminal is gone it understands.
+            if process.terminal():
+                process.send_signal(signal.SIGHUP)
     _, alive = psutil.wait_procs(alive, timeout=grace)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -71,29 +85,28 @@ def _bears(process: psutil.Process, wanted: dict[str, str]) -> bool:
     return all(environment.get(key) == value for key, value in wanted.items())
 
 
-def _ssh_servers(running: dict[int, psutil.Process], found: set[int], directory: Path) -> set[int]:
-    """The sshd processes that belong to *found* or were configured below *directory*.
+def _ssh_servers(running: dict[int, psutil.Process]) -> dict[int, tuple[int, str]]:
+    """The parent and the title of every sshd.
 
     sshd writes its title over its environment (setproctitle), so it bears no mark; but its
     listener names its configuration, and its sessions are the parents of what they run.
     """
-    servers: dict[int, tuple[int, str]] = {}
+    servers = {}
     for pid, process in running.items():
         with contextlib.suppress(psutil.Error):
             if process.name().startswith("sshd"):
                 servers[pid] = (process.ppid(), " ".join(process.cmdline()))
-    ours = {pid for pid, (_, title) in servers.items() if f"{directory}/" in title}
-    ours |= {pid for pid, (parent, _) in servers.items() if parent in ours}
-    for pid in found:
-        parent = _parent(running[pid])
-        while parent in servers and parent not in ours:
-            ours.add(parent)
-            parent = servers[parent][0]
-    return ours
+    return servers
 
 
-def _parent(process: psutil.Process) -> int:
+def _servers_above(process: psutil.Process, servers: dict[int, tuple[int, str]]) -> set[int]:
+    """The sshd session that *process* runs in, with its monitor."""
+    above: set[int] = set()
     try:
-        return process.ppid()
+        pid = process.ppid()
     except psutil.Error:
-        return 0
+        return above
+    while pid in servers and "[listener]" not in servers[pid][1]:
+        above.add(pid)
+        pid = servers[pid][0]
+    return above

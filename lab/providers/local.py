@@ -211,9 +211,11 @@ class Local(Provider):
 
     def destroy(self) -> None:
         """Stop every process of the lab; its files are all below the lab's state."""
-        supervisor = self._supervisor()
-        if supervisor is not None:
-            supervisor.shutdown()
+        # Killed first, the supervisor brings nothing back; all else is asked to end.
+        configuration = str(self._directory / "supervisord.conf")
+        for process in processes.marked(self.lab.state):
+            if configuration in _title(process):
+                process.kill()
         processes.stop_all(self.lab.state)
         _remove_privilege_separation_directory(self._directory)
 
