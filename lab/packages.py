@@ -49,27 +49,39 @@ def install_line(packages: Iterable[str]) -> str:
     return f"sudo apt-get install --no-install-recommends {' '.join(packages)}"
 
 
-def ensure(packages: Iterable[str], say: Callable[[str], None], log: Path | None = None) -> None:
+def ensure(
+    packages: Iterable[str], say: Callable[[str], None], directory: Path | None = None
+) -> None:
     """Install what is missing of *packages*, after a word to *say*; leave none of it running.
 
     Services that come in with them are stopped and disabled; those that were there before are
-    not touched. The output of apt goes into *log*.
+    not touched. The output of apt goes into *directory*, as does the note by which a later call
+    finishes what a killed one began.
 
     :raises LabError: when they cannot be installed; nothing is changed where we may not.
     """
+    note = directory / "packages-before.txt" if directory else None
+    begun = note is not None and note.exists()
     lacking = missing(packages)
-    if not lacking:
+    if not lacking and not begun:
         return
     root = _become_root()
     if root is None:
         raise LabError(f"Debian packages are missing: {install_line(lacking)}")
-    say(f"Installing Debian packages: {' '.join(lacking)} (they stay after `destroy`)")
-    before = _installed()
+    if lacking:
+        say(f"Installing Debian packages: {' '.join(lacking)} (they stay after `destroy`)")
+    before = set(note.read_text().split()) if note and begun else _installed()
+    if note:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text("\n".join(sorted(before)))
     try:
         with _nothing_starts(root):
-            _apt_install(root, lacking, log)
+            if lacking:
+                _apt_install(root, lacking, directory and directory / "packages.log")
     finally:
         _disable(root, _units(_installed() - before))
+    if note:
+        note.unlink()
     still = missing(lacking)
     if still:
         raise LabError(f"apt-get did not install {' '.join(still)}: {install_line(still)}")

@@ -79,7 +79,7 @@ class Running:
             _, why = providers.choose(self.lab.provider)
             steps.say(f"provider {self.provider.name} ({why}), stack {self.stack.name}")
             needed = (*self.provider.debian_packages, *self.stack.debian_packages, "tmux")
-            packages.ensure(needed, steps.say, self.lab.state / "log" / "packages.log")
+            packages.ensure(needed, steps.say, self.lab.state / "log")
             self._stop_surplus()
             hosts = self.provider.up(chosen, steps)
             self.stack.up(self.lab, hosts, self.connect, steps)

@@ -58,7 +58,14 @@ def lab() -> Iterator[RunningLab]:
             _setup_env("destroy", socket=socket)
         elif down_before:
             _setup_env("halt", *sorted(down_before), socket=socket)
-        subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, check=False)
+        end_tmux(socket)
+
+
+def end_tmux(socket: str) -> None:
+    """End the tmux server on *socket*; tmux itself leaves the socket's file."""
+    subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, check=False)
+    directory = Path(os.environ.get("TMUX_TMPDIR", "/tmp"), f"tmux-{os.getuid()}")
+    (directory / socket).unlink(missing_ok=True)
 
 
 def _setup_env(

@@ -18,6 +18,7 @@ import pytest
 from lab import processes
 from lab.description import Lab, load
 from lab.tmux import SOCKET_VARIABLE
+from tests.conftest import end_tmux
 
 PLACEHOLDER = Path(__file__).with_name("placeholder.py")
 
@@ -93,6 +94,6 @@ def sandbox() -> Iterator[Sandbox]:
     )
     yield one
     one.run("destroy")
-    one.tmux("kill-server")
+    end_tmux(one.socket)
     processes.stop_all(one.state)
     shutil.rmtree(root)

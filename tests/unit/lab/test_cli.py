@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Sandbox
+
+from tests.unit.lab.conftest import Sandbox
 
 ROOT = Path(__file__).resolve().parents[3]
 
