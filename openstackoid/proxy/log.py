@@ -69,7 +69,8 @@ def parse_log_line(line: str) -> LogLine | None:
     start = line.find('{"time":')
     if start < 0:
         return None
-    facts: Mapping[str, Any] = json.loads(line[start:])
+    # HAProxy writes - for every sample of a request that it could not read, default or not.
+    facts: Mapping[str, Any] = json.loads(line[start:].replace('"scope":-,', '"scope":{},'))
     known = {field.name: facts[field.name] for field in fields(LogLine)}
     known["time"] = datetime.strptime(facts["time"], "%d/%b/%Y:%H:%M:%S.%f")
     known["scope"] = Scope(facts["scope"])
