@@ -116,14 +116,15 @@ def _uv() -> str:
     if found:
         _run([found, "venv", "--quiet", "--clear", "--python", python, str(VENV)])
         return found
-    if not _has(python, "ensurepip") and not _has(python, "pip"):
+    if not _has(python, "pip") and not _has(python, "ensurepip"):
         packages.ensure(["python3-venv"], lambda line: print(line, file=sys.stderr, flush=True))
-    pip = [str(VENV / "bin/python"), "-m", "pip"]
-    if _has(python, "ensurepip"):
-        _run([python, "-m", "venv", "--clear", str(VENV)])
-    else:
+    if _has(python, "pip"):
+        # Twice as fast as a pip of the environment's own, and Debian's venv may lack ensurepip.
         _run([python, "-m", "venv", "--clear", "--without-pip", str(VENV)])
         pip = [python, "-m", "pip", "--python", str(VENV / "bin/python")]
+    else:
+        _run([python, "-m", "venv", "--clear", str(VENV)])
+        pip = [str(VENV / "bin/python"), "-m", "pip"]
     _run([*pip, "install", "--quiet", "--constraint", "constraints.txt", "uv"])
     return str(inside)
 

@@ -21,6 +21,10 @@ T = TypeVar("T")
 #: How many of the last lines of a failed command its error shows.
 _LAST_LINES = 3
 
+# invoke decodes each block that it reads, even where that ends amid a character; an encoding of
+# one byte for each character lets the bytes through.
+_BYTES = "latin-1"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -63,20 +67,21 @@ class Remote:
         """
         assignments = [f"{key}={value}" for key, value in (env or {}).items()]
         words = ["env", *assignments, *argv] if assignments else list(argv)
-        lines = _Lines(on_line) if on_line else None
+        streams = [_Lines(on_line), _Lines(on_line)] if on_line else [None, None]
         outcome = self._guarded(
             lambda connection: connection.run(
                 shlex.join(words),
-                hide=lines is None,
+                hide=on_line is None,
                 warn=True,
-                in_stream=io.StringIO(stdin or ""),
-                out_stream=lines,
-                err_stream=lines,
+                encoding=_BYTES,
+                in_stream=io.StringIO(_as_bytes(stdin or "")),
+                out_stream=streams[0],
+                err_stream=streams[1],
             )
         )
-        if lines:
-            lines.finish()
-        result = Result(outcome.return_code, outcome.stdout, outcome.stderr)
+        for stream in filter(None, streams):
+            stream.finish()
+        result = Result(outcome.return_code, _as_text(outcome.stdout), _as_text(outcome.stderr))
         if check and not result.ok:
             last = (result.stderr.strip() or result.stdout.strip()).splitlines()[-_LAST_LINES:]
             raise LabError(
@@ -156,22 +161,28 @@ def _open(ssh_config: Path, name: str) -> fabric.Connection:
     return connection
 
 
+def _as_bytes(text: str) -> str:
+    return text.encode().decode(_BYTES)
+
+
+def _as_text(characters: str) -> str:
+    return characters.encode(_BYTES).decode(errors="replace")
+
+
 class _Lines:
     """A stream that hands on what is written to it, line by line."""
 
-    encoding = "utf-8"
+    encoding = _BYTES
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
         self._rest = ""
-        self._lock = threading.Lock()
 
     def write(self, text: str) -> int:
         """Take *text*; whole lines go on at once."""
-        with self._lock:
-            *lines, self._rest = (self._rest + text).split("\n")
-            for line in lines:
-                self._on_line(line)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._on_line(_as_text(line))
         return len(text)
 
     def flush(self) -> None:
@@ -180,4 +191,4 @@ class _Lines:
     def finish(self) -> None:
         """Hand on what stands after the last line's end."""
         if self._rest:
-            self._on_line(self._rest)
+            self._on_line(_as_text(self._rest))

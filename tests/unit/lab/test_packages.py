@@ -1,0 +1,70 @@
+"""Debian packages: what is asked for, and what an installation must not start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab import packages
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_what_is_missing_is_named_once_and_in_order() -> None:
+    asked = ["no-such-b", "dpkg", "no-such-a", "no-such-b"]
+    assert packages.missing(asked) == ["no-such-a", "no-such-b"]
+
+
+def test_nothing_is_said_where_nothing_is_missing() -> None:
+    said: list[str] = []
+    packages.ensure(["dpkg"], said.append)
+    assert said == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user without rights")
+def test_who_may_not_install_gets_the_one_line_to_type() -> None:
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from lab import packages\n"
+        "from lab.errors import LabError\n"
+        "os.environ['PATH'] = '/usr/bin:/bin'; packages.shutil.which = lambda name: None\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    packages.ensure(['no-such-a', 'dpkg'], print)\n"
+        "except LabError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "Debian packages are missing: sudo apt-get install --no-install-recommends no-such-a\n"
+    )
+
+
+def policy(tmp_path: Path, pid: int) -> subprocess.CompletedProcess[bytes]:
+    saved = tmp_path / "saved"
+    saved.write_text('#!/bin/sh\n[ "$1" = ssh ] && exit 42\nexit 43\n')
+    saved.chmod(0o755)
+    script = tmp_path / "policy-rc.d"
+    mark = packages._POLICY_MARK
+    script.write_text(packages._POLICY_TEXT.format(mark=mark, pid=pid, saved=saved))
+    script.chmod(0o755)
+    return subprocess.run([str(script), "ssh", "start"], capture_output=True, check=False)
+
+
+def test_while_we_install_no_service_may_start(tmp_path: Path) -> None:
+    assert policy(tmp_path, os.getpid()).returncode == 101
+
+
+def test_after_we_were_killed_the_machines_own_policy_decides_again(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert policy(tmp_path, gone.pid).returncode == 42
+
+
+def test_units_and_init_scripts_of_a_package_are_found() -> None:
+    found = packages._units(["openssh-server"])
+    assert "/etc/init.d/ssh" in found
+    assert any(path.endswith("/systemd/system/ssh.service") for path in found)
+    assert packages._units([]) == []
