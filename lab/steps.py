@@ -89,7 +89,7 @@ class Steps:
         :raises LabError: when anything inside fails; on the screen then stand the last lines of
             its log, and where that is.
         """
-        step = Step(instance or EVERYBODY, title, self._file(instance), threading.Lock())
+        step = Step(instance or EVERYBODY, title, self._file(instance), self._lock)
         step.log("begins")
         with self._lock:
             self._running.append(step)
