@@ -26,6 +26,10 @@ from openstackoid.scope import INSTANCE_NAME, TAG_MARK, URL_PREFIX, Scope
 
 #: The longest path of a socket: ``sun_path`` has 108 bytes, and HAProxy binds ``PATH.PID.tmp``.
 LONGEST_SOCKET_PATH = 90
+#: The files of a proxy.
+FILES = ("services.map", "instances.map", "scope-forms.map", "canonical-tags.lst", "haproxy.cfg")
+#: The longest line that HAProxy reads from a file of patterns, with some room (its default buffer).
+LONGEST_PATTERN = 15_000
 #: How many names an error message lists before it only counts the others.
 NAMES_SHOWN = 20
 
@@ -212,14 +216,13 @@ def render(proxy: Proxy) -> dict[str, str]:
         "mark": TAG_MARK,
         "url_prefix": URL_PREFIX,
         "position": _positions(proxy.service_types),
+        "canonical_tags": _canonical_tags(proxy),
+        "longest_pattern": LONGEST_PATTERN,
         "home_pairs": proxy.home.to_json()[1:-1],
         "instances_shown": _enumerate(proxy.instances),
         "types_shown": _enumerate(proxy.service_types),
     }
-    return {
-        name: _TEMPLATES.get_template(f"{name}.j2").render(known)
-        for name in ("haproxy.cfg", "services.map", "instances.map", "scope-forms.map")
-    }
+    return {name: _TEMPLATES.get_template(f"{name}.j2").render(known) for name in FILES}
 
 
 def write(proxy: Proxy, directory: Path | None = None) -> list[Path]:
@@ -234,7 +237,7 @@ def write(proxy: Proxy, directory: Path | None = None) -> list[Path]:
     changed = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, text in sorted(render(proxy).items(), key=lambda file: file[0] == "haproxy.cfg"):
+        for name, text in render(proxy).items():
             path = directory / name
             if not path.is_file() or path.read_text() != text:
                 _replace(path, text)
@@ -280,6 +283,23 @@ def _replace(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _canonical_tags(proxy: Proxy) -> str:
+    """A regular expression for tokens whose tag has this proxy's own form and is all right.
+
+    Each alternative ends with its quote, so that none matches the beginning of another name.
+    """
+    values = ",".join(
+        f'"{service}":"(?&{"issuer" if service == "identity" else "instance"})'
+        for service in proxy.service_types
+    )
+    instances = "|".join(map(re.escape, proxy.instances))
+    issuers = "|".join(re.escape(name) for name in proxy.instances if proxy.trusts(name))
+    return (
+        f"^[^!]*+{TAG_MARK}\\{{{values}\\}}\\z"
+        f'(?(DEFINE)(?<instance>(?:{instances})")(?<issuer>(?:{issuers})"))'
+    )
 
 
 def _positions(service_types: Iterable[str]) -> dict[str, int]:

@@ -1,57 +1,69 @@
-"""What the proxy writes about each request: one JSON object a line.
+"""What the proxy writes about each request: HAProxy's HTTP log, and what the scope made of it.
 
-========== ======================================================================================
-key        meaning
-========== ======================================================================================
-time       when the request began, local time, ``24/Nov/2026:03:01:07.042``
-client     who asked: address and port
-method     HTTP method
-uri        path and query as they arrived, cut at 1024 characters
-status     HTTP status of the answer; -1 where none could be sent
-service    service type; empty where the path names none
-target     instance that the request was for
-issuer     instance that issued the caller's token
-scope      the resolved scope; ``{}`` for a request without one
-frontend   name of the proxy's instance
-backend    ``local_<service type>``, ``peer_<instance>``, or the frontend's where it was refused
-server     server in that backend; ``<NOSRV>`` where none was reached
-timers     ``TR/Tw/Tc/Tr/Ta`` in milliseconds, and ``bytes``, ``state``, ``connections``,
-           ``queues``: as in HAProxy's HTTP log format
-========== ======================================================================================
+HAProxy's own log format, as in section 8.2.3 of its configuration manual, is followed by three
+words: the service type, ``-`` where the path names none; the instance that the request was for;
+and the resolved scope, ``{}`` for a request without one. In one line::
+
+    127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo
+    0/0/1/35/36 200 1071 - - ---- 2/1/0/0/0 0/0 "GET /image/v2/images HTTP/1.1"
+    image InstanceTwo {"compute":"InstanceOne","identity":"InstanceOne","image":"InstanceTwo"}
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from openstackoid.scope import Scope
+
+_LINE = re.compile(
+    r"(?P<client>\S+) \[(?P<time>[^\]]+)\] "
+    r"(?P<frontend>[^ ~]+)~? (?P<backend>[^ /]+)/(?P<server>\S+) "
+    r"(?P<timers>[-+0-9/]+) (?P<status>-?\d+) \+?(?P<bytes>\d+) \S+ \S+ (?P<state>\S{4}) "
+    r"(?P<connections>[+0-9/]+) (?P<queues>[0-9/]+) \"(?P<method>\S+)(?: (?P<uri>\S+) HTTP/\S+)?\" "
+    r"(?P<service>\S+) (?P<target>\S+) (?P<scope>\{.*\})"
+)
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """One request, as the proxy of one instance saw it; the attributes are the keys above."""
+    """One request, as the proxy of one instance saw it."""
 
+    #: When the request began, in local time.
     time: datetime
+    #: Who asked: address and port.
     client: str
-    method: str
-    uri: str
-    status: int
-    service: str
-    target: str
-    issuer: str
-    scope: Scope
+    #: The instance whose proxy this is.
     frontend: str
+    #: ``local_<service type>``, ``peer_<instance>``, or the frontend where it was refused.
     backend: str
+    #: The server in that backend; ``<NOSRV>`` where none was reached.
     server: str
-    timers: str
+    #: HTTP method; ``<BADREQ>`` where the request could not be understood.
+    method: str
+    #: Path and query as they arrived, unprintable characters as ``#XX``.
+    uri: str
+    #: HTTP status of the answer; -1 where none could be sent.
+    status: int
+    #: Size of the answer.
     bytes: int
+    #: Milliseconds, ``TR/Tw/Tc/Tr/Ta``.
+    timers: str
+    #: How the session ended; ``----`` is well.
     state: str
-    connections: str
-    queues: str
+    #: The service type; empty where the path names none.
+    service: str
+    #: The instance that the request was for.
+    target: str
+    #: The resolved scope; empty for a request without one.
+    scope: Scope
+
+    @property
+    def issuer(self) -> str:
+        """The instance that issued the token in question."""
+        return self.scope.get("identity", self.frontend)
 
     @property
     def is_refused(self) -> bool:
@@ -66,12 +78,22 @@ class LogLine:
 
 def parse_log_line(line: str) -> LogLine | None:
     """Read one line of the proxy's log; ``None`` where it is a notice of HAProxy's, no request."""
-    start = line.find('{"time":')
-    if start < 0:
+    match = _LINE.search(line)
+    if not match:
         return None
-    # HAProxy writes - for every sample of a request that it could not read, default or not.
-    facts: Mapping[str, Any] = json.loads(line[start:].replace('"scope":-,', '"scope":{},'))
-    known = {field.name: facts[field.name] for field in fields(LogLine)}
-    known["time"] = datetime.strptime(facts["time"], "%d/%b/%Y:%H:%M:%S.%f")
-    known["scope"] = Scope(facts["scope"])
-    return LogLine(**known)
+    return LogLine(
+        time=datetime.strptime(match["time"], "%d/%b/%Y:%H:%M:%S.%f"),
+        client=match["client"],
+        frontend=match["frontend"],
+        backend=match["backend"],
+        server=match["server"],
+        method=match["method"],
+        uri=match["uri"] or "",
+        status=int(match["status"]),
+        bytes=int(match["bytes"]),
+        timers=match["timers"],
+        state=match["state"],
+        service="" if match["service"] == "-" else match["service"],
+        target=match["target"],
+        scope=Scope(json.loads(match["scope"])),
+    )

@@ -212,7 +212,8 @@ class _Step:
         for name in TOKENS:
             value = self.request.value(name)
             if value is not None and _is_tagged(value):
-                texts[name] = "!".join(value.split("!")[2:])
+                token, _, text = value.partition(MARK)
+                texts[name] = "" if "!" in token else text
         return texts
 
     def _read(self, text: str, place: str) -> dict[str, str]:
@@ -260,7 +261,7 @@ class _Step:
 
 
 def _is_tagged(value: str) -> bool:
-    return value.split("!")[1:2] == ["SCOPE"]
+    return MARK in value
 
 
 def _bare(value: str | None) -> str:

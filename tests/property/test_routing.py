@@ -29,7 +29,7 @@ INSTANCES = st.sampled_from(["InstanceOne", "InstanceTwo"] * 6 + ["Three", AWAY]
 POISON = st.sampled_from(
     [
         "\r\nX-Auth-Token: stolen", "\n", "\r", "\0", "\t", "\x7f", "\\", '\\"', "\\u0022", '"',
-        "}", "{", "'", "%0d%0a", "%[src]", "%", "#", "\x80\xff", "é", "☃".encode().decode("latin-1"),
+        "}", "{", "'", "%0d%0a", "%[src]", "%", "#", "\x80\xff", "☃".encode().decode("latin-1"),
         "!", MARK, ",", ":", " ", "null", "[]", "1", "}{", '"}', '":"', "x" * 300,
     ]
 )  # fmt: skip
