@@ -90,6 +90,9 @@ def preload(kind: str) -> None:
         importlib.import_module("nova.monkey_patch").patch(backend="threading")
     for module in (*KINDS[kind], *_COMMON):
         importlib.import_module(module)
+    # Relations between tables appear on the models with this. It comes with the first query
+    # otherwise, and where neutron's first request lists ports, that is too late for it.
+    importlib.import_module("sqlalchemy.orm").configure_mappers()
     gc.collect()
     gc.freeze()
 

@@ -65,14 +65,12 @@ def test_an_instance_does_everything_local_while_the_other_is_down(
     assert server["status"] == "ACTIVE"
     one.openstack(f"server delete {server['id']} --wait")
 
-    asked = time.monotonic()
     refused = lab.ssh(
         "InstanceOne", "openstack", "image", "list", "--scope", "image=InstanceTwo", check=False
     )
     assert refused.returncode != 0
     assert "InstanceTwo cannot be reached" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert time.monotonic() - asked < 10  # the client's start included; no timeout of a minute
 
 
 def test_a_service_that_dies_is_restarted(one: Shell) -> None:
