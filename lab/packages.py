@@ -49,6 +49,16 @@ def install_line(packages: Iterable[str]) -> str:
     return f"sudo apt-get install --no-install-recommends {' '.join(packages)}"
 
 
+def check(packages: Iterable[str]) -> None:
+    """Nothing, where *packages* are installed or can be.
+
+    :raises LabError: with the line to type, where they are missing and we may not install them.
+    """
+    lacking = missing(packages)
+    if lacking and _become_root() is None:
+        raise LabError(f"Debian packages are missing: {install_line(lacking)}")
+
+
 def ensure(
     packages: Iterable[str], say: Callable[[str], None], directory: Path | None = None
 ) -> None:

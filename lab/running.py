@@ -74,11 +74,12 @@ class Running:
         :raises LabError: naming what cannot be brought up.
         """
         chosen = _chosen(self.lab, names)
+        needed = (*self.provider.debian_packages, *self.stack.debian_packages, "tmux")
+        packages.check(needed)
         with locked(self.lab.state, "up"), Steps(self.lab.state / "log") as steps:
             self.choices.keep(self.lab.state)
             _, why = providers.choose(self.lab.provider)
             steps.say(f"provider {self.provider.name} ({why}), stack {self.stack.name}")
-            needed = (*self.provider.debian_packages, *self.stack.debian_packages, "tmux")
             packages.ensure(needed, steps.say, self.lab.state / "log")
             self._stop_surplus()
             hosts = self.provider.up(chosen, steps)

@@ -26,14 +26,17 @@ def test_nothing_is_said_where_nothing_is_missing() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user without rights")
-def test_who_may_not_install_gets_the_one_line_to_type() -> None:
+@pytest.mark.parametrize(
+    "call", ["check(['no-such-a', 'dpkg'])", "ensure(['no-such-a', 'dpkg'], print)"]
+)
+def test_who_may_not_install_gets_the_one_line_to_type(call: str) -> None:
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from lab import packages\n"
         "from lab.errors import LabError\n"
         "os.environ['PATH'] = '/usr/bin:/bin'; packages.shutil.which = lambda name: None\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "try:\n    packages.ensure(['no-such-a', 'dpkg'], print)\n"
+        f"try:\n    packages.{call}\n"
         "except LabError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
