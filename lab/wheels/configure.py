@@ -142,7 +142,8 @@ def _render(template: str, context: Mapping[str, object]) -> str:
 
 
 def _digest(layout: Layout, files: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
+    # What runs from an installation that was replaced has to start again.
+    digest = hashlib.sha256((layout.prefix / "installed").read_bytes())
     for name in files:
         digest.update((layout.etc / name).read_bytes())
     return digest.hexdigest()[:12]

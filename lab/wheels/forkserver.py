@@ -117,7 +117,7 @@ def _become(request: dict[str, Any], descriptors: list[int], connection: socket.
     status = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for target, descriptor in enumerate(descriptors[:3]):
             os.dup2(descriptor, target)
             os.close(descriptor)
@@ -163,6 +163,17 @@ def _title(title: str) -> None:
         setproctitle.setproctitle(title)
 
 
+def retire(directory: Path) -> None:
+    """Have the fork servers in *directory* end that have no children left."""
+    for lock in directory.glob("*.lock"):
+        with lock.open() as stream, contextlib.suppress(OSError, ValueError):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # It holds the lock, so that the process of this number is the fork server.
+                os.kill(int(stream.read()), signal.SIGTERM)
+
+
 def _reap(children: set[int]) -> None:
     for child in tuple(children):
         if os.waitpid(child, os.WNOHANG)[0]:
@@ -170,12 +181,18 @@ def _reap(children: set[int]) -> None:
 
 
 def serve(kind: str, directory: Path) -> None:
-    """Fork for whoever asks, until nobody has for :data:`IDLE` seconds and no child is left."""
-    lock = (directory / f"{kind}.lock").open("w")
+    """Fork for whoever asks, until nobody has for :data:`IDLE` seconds and no child is left.
+
+    SIGTERM ends it at once, unless it has children.
+    """
+    lock = (directory / f"{kind}.lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
     os.chdir(directory)
     path = Path(f"{kind}.sock")
     path.unlink(missing_ok=True)
@@ -185,17 +202,21 @@ def serve(kind: str, directory: Path) -> None:
     listener.listen(128)
     preload(kind)
     children: set[int] = set()
+
+    def retire(*_: object) -> None:
+        _reap(children)
+        if not children:
+            path.unlink(missing_ok=True)
+            os._exit(0)
+
     listener.settimeout(IDLE)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGTERM, retire)
     while True:
         try:
             connection, _address = listener.accept()
         except TimeoutError:
-            _reap(children)
-            if children:
-                continue
-            path.unlink(missing_ok=True)
-            return
+            retire()
+            continue
         _reap(children)
         with connection:
             try:

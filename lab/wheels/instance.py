@@ -15,7 +15,7 @@ import amqp  # type: ignore[import-untyped]
 import pymysql  # type: ignore[import-untyped]
 
 from lab.wheels import configure, database, launch
-from lab.wheels.forkserver import KINDS
+from lab.wheels.forkserver import KINDS, retire
 from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import fork_servers, programs, service_environment
 from lab.wheels.supervision import Supervisor
@@ -65,6 +65,7 @@ class Instance:
         backing = {"mariadb", *_BACKING}
         names = [program.name for program in programs(self.layout) if program.name not in backing]
         self.supervisor.stop(names)
+        retire(Path(self._servers))
 
     def peers(self) -> dict[str, str]:
         """The proxy's view of each peer; empty when it does not run."""

@@ -38,8 +38,8 @@ class Program:
 
 
 def fork_servers(layout: Layout) -> Path:
-    """Where the fork servers of this host have their sockets."""
-    return layout.shared / "forkservers"
+    """Where the fork servers of this host have their sockets: they are of one installation."""
+    return layout.prefix / "forkservers"
 
 
 def service_environment(layout: Layout) -> dict[str, str]:
