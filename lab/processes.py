@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,11 +56,31 @@ def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
             # An interactive shell ignores SIGTERM; that its terminal is gone it understands.
             if process.terminal():
                 process.send_signal(signal.SIGHUP)
-    _, alive = psutil.wait_procs(alive, timeout=grace)
-    for process in alive:
+    for process in wait(alive, grace):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=grace)
+    wait(alive, grace)
+
+
+def wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those of *processes* that have not ended after at most *seconds*.
+
+    A zombie has ended: psutil's own wait_procs would wait for the parent that is to reap it, and
+    some machines' process 1 takes seconds for that.
+    """
+    deadline = time.monotonic() + seconds
+    alive = [process for process in processes if not _has_ended(process)]
+    while alive and time.monotonic() < deadline:
+        time.sleep(0.02)
+        alive = [process for process in alive if not _has_ended(process)]
+    return alive
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def stop_all(state: Path) -> None:
@@ -94,7 +115,7 @@ def _ssh_servers(running: dict[int, psutil.Process]) -> dict[int, tuple[int, str
     servers = {}
     for pid, process in running.items():
         with contextlib.suppress(psutil.Error):
-            if process.name().startswith("sshd"):
+            if process.name().startswith("sshd") and not _has_ended(process):
                 servers[pid] = (process.ppid(), " ".join(process.cmdline()))
     return servers
 

@@ -154,9 +154,6 @@ class Supervisor(Protocol):
     def removeProcessGroup(self, name: str) -> bool:  # noqa: D102
         ...
 
-    def shutdown(self) -> bool:  # noqa: D102
-        ...
-
 
 class Local(Provider):
     """Instance *n* is a loopback address and a directory of this machine."""
@@ -204,18 +201,14 @@ class Local(Provider):
             for name in names:
                 _stop_program(supervisor, name)
             if not any(program["pid"] for program in supervisor.getAllProcessInfo()):
-                supervisor.shutdown()
+                self._kill_supervisor()
         for name in names:
             processes.stop(processes.marked(self.lab.state, name))
         self._tidy()
 
     def destroy(self) -> None:
         """Stop every process of the lab; its files are all below the lab's state."""
-        # Killed first, the supervisor brings nothing back; all else is asked to end.
-        configuration = str(self._directory / "supervisord.conf")
-        for process in processes.marked(self.lab.state):
-            if configuration in _title(process):
-                process.kill()
+        self._kill_supervisor()
         processes.stop_all(self.lab.state)
         _remove_privilege_separation_directory(self._directory)
 
@@ -309,10 +302,9 @@ class Local(Provider):
         )
         supervisor = cast(Supervisor, proxy.supervisor)
         try:
-            supervisor.getState()
+            return supervisor if supervisor.getState()["statename"] == "RUNNING" else None
         except (OSError, Fault):
             return None
-        return supervisor
 
     def _supervisor_started(self) -> Supervisor:
         """The supervisor, with the configuration as it is now."""
@@ -340,6 +332,18 @@ class Local(Provider):
                 )
             time.sleep(0.02)
         return supervisor
+
+    def _kill_supervisor(self) -> None:
+        """End the supervisor before it brings anything back; it has nothing to lose."""
+        configuration = str(self._directory / "supervisord.conf")
+        found = [
+            process
+            for process in processes.marked(self.lab.state)
+            if configuration in _title(process)
+        ]
+        for process in found:
+            process.kill()
+        processes.wait(found, _PATIENCE)
 
     def _tidy(self) -> None:
         """Stop sshds and supervisors that nobody looks after any more; sessions stay."""
