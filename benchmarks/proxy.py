@@ -178,8 +178,8 @@ def _wrk(load: Load, seconds: int) -> Round:
     requests = int(_find(r"(\d+) requests in", done))
     return Round(
         rate=float(_find(r"Requests/sec:\s+([\d.]+)", done)),
-        p50=_find(r"50%\s+(\S+)", done),
-        p99=_find(r"99%\s+(\S+)", done),
+        p50=_find(r"\n\s+50%\s+(\S+)", done),
+        p99=_find(r"\n\s+99%\s+(\S+)", done),
         rate_of_cpu=requests / used,
     )
 

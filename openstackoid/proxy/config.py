@@ -3,7 +3,7 @@
 The rules themselves, with their reasons, are in ``templates/haproxy.cfg.j2``. They run on HAProxy
 2.6 and later, without Lua. ``Proxy`` says what one instance's proxy knows; ``write`` puts its files
 in place; then ``haproxy -W -db -f DIRECTORY/haproxy.cfg`` runs it, and SIGUSR2 to that process
-reloads it without dropping a connection.
+reloads it without dropping a connection, from its line "Loading success" on.
 """
 
 from __future__ import annotations

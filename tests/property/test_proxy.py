@@ -1,0 +1,363 @@
+"""What the proxies do for users and services, on the wire."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from openstackoid.proxy.config import Peer, Proxy, Service, peer_states, write
+from openstackoid.scope import Scope
+
+from .conftest import AWAY, PREFIXES, Federation
+from .harness import (
+    HAPROXY,
+    Answer,
+    Client,
+    EchoServices,
+    RunningProxy,
+    free_port,
+    listening_but_deaf,
+    wait_until,
+)
+
+ONE, TWO = "InstanceOne", "InstanceTwo"
+TOKENS = "/identity/v3/auth/tokens"
+
+
+def resolved(**services: str) -> Scope:
+    """All services InstanceOne's, but for these."""
+    return Scope({**dict.fromkeys(PREFIXES, ONE), **services})
+
+
+def seen(answer: Answer) -> tuple[str, dict[str, str]]:
+    """Who answered, and the headers that arrived there."""
+    facts = answer.json()
+    return facts["service"], dict(facts["headers"])
+
+
+@pytest.fixture
+def one(federation: Federation) -> Client:
+    return federation.clients[ONE]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose path is short enough for sockets."""
+    with TemporaryDirectory(prefix="proxy") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def lonely(directory: Path) -> Iterator[tuple[Proxy, EchoServices]]:
+    """A proxy that is described, but does not run yet, and its services, which do."""
+    with EchoServices() as echo:
+        host = "127.0.105.1"
+        identity = Service("identity", "/identity", echo.add("identity", host))
+        yield Proxy("Lonely", f"{host}:{free_port(host)}", (identity,), directory=directory), echo
+
+
+def test_haproxy_takes_the_configuration_without_a_warning(federation: Federation) -> None:
+    for running in federation.proxies.values():
+        path = running.proxy.directory / "haproxy.cfg"
+        judged = subprocess.run(
+            [HAPROXY, "-c", "-dW", "-f", str(path)], capture_output=True, text=True, check=False
+        )
+        assert judged.returncode == 0, judged.stderr
+        assert "WARNING" not in judged.stderr
+
+
+def test_a_login_through_a_scoped_url_gives_a_tagged_token(one: Client) -> None:
+    scope = Scope({"image": TWO})
+    answer = one.send("POST", f"/{scope.url_segment()}{TOKENS}", body="{}")
+    assert answer.status == 201
+    assert answer.headers["x-subject-token"] == resolved(image=TWO).tag("FRESH")
+    service, headers = seen(answer)
+    assert service == f"{ONE} identity"
+    assert headers["x-forwarded-prefix"] == f"/{scope.url_segment()}"
+    assert headers["host"] == "cloud.example"
+    assert answer.json()["path"] == TOKENS
+
+
+def test_a_login_at_another_instance_is_tagged_once_and_by_the_first_proxy(one: Client) -> None:
+    answer = one.send("POST", TOKENS, (("X-Scope", '{"identity": "InstanceTwo"}'),), "{}")
+    assert seen(answer)[0] == f"{TWO} identity"
+    assert answer.headers["x-subject-token"] == resolved(identity=TWO).tag("FRESH")
+
+
+def test_a_login_without_a_scope_gives_a_plain_token(one: Client) -> None:
+    assert one.send("POST", TOKENS, body="{}").headers["x-subject-token"] == "FRESH"
+
+
+def test_a_login_with_a_tagged_token_in_its_body_says_what_to_do(one: Client) -> None:
+    body = json.dumps({"auth": {"identity": {"token": {"id": resolved().tag("T")}}}})
+    answer = one.send("POST", TOKENS, body=body)
+    assert answer.status == 501
+    assert "cut the tag off" in answer.json()["error"]["message"]
+
+
+def test_a_tagged_token_reaches_the_service_of_the_scope_as_it_is(one: Client) -> None:
+    token = resolved(image=TWO).tag("T")
+    service, headers = seen(one.send("GET", "/image/v2/images", (("X-Auth-Token", token),)))
+    assert service == f"{TWO} image"
+    assert headers["x-auth-token"] == token
+    assert headers["host"] == "cloud.example"
+
+
+def test_a_header_overrides_the_url_and_the_url_overrides_the_tag(one: Client) -> None:
+    url = Scope({"image": TWO, "compute": TWO}).url_segment()
+    token = resolved(network=TWO, compute=ONE, image=ONE).tag("T")
+    headers = (("X-Auth-Token", token), ("X-Scope", '{"compute": "InstanceOne"}'))
+    service, arrived = seen(one.send("GET", f"/{url}/image/v2", headers))
+    assert service == f"{TWO} image"
+    assert arrived["x-auth-token"] == resolved(network=TWO, image=TWO).tag("T")
+    assert "x-scope" not in arrived
+
+
+def test_a_foreign_token_is_validated_at_its_issuer_by_itself(federation: Federation) -> None:
+    # glance of InstanceTwo asks its own proxy, with its own account's token.
+    headers = (
+        ("X-Auth-Token", "glance-of-two"),
+        ("X-Subject-Token", resolved(image=TWO).tag("T")),
+    )
+    service, arrived = seen(federation.clients[TWO].send("GET", TOKENS, headers))
+    assert service == f"{ONE} identity"
+    assert arrived["x-subject-token"] == "T"
+    assert arrived["x-auth-token"] == "T"
+
+
+def test_a_token_of_our_own_is_validated_here_by_the_services_account(one: Client) -> None:
+    headers = (("X-Auth-Token", "nova-of-one"), ("X-Subject-Token", resolved(image=TWO).tag("T")))
+    service, arrived = seen(one.send("GET", TOKENS, headers))
+    assert service == f"{ONE} identity"
+    assert (arrived["x-auth-token"], arrived["x-subject-token"]) == ("nova-of-one", "T")
+
+
+def test_a_foreign_token_is_revoked_at_its_issuer(federation: Federation) -> None:
+    token = resolved().tag("T")
+    headers = (("X-Auth-Token", token), ("X-Subject-Token", token))
+    answer = federation.clients[TWO].send("DELETE", TOKENS, headers)
+    service, arrived = seen(answer)
+    assert (service, answer.json()["method"]) == (f"{ONE} identity", "DELETE")
+    assert (arrived["x-auth-token"], arrived["x-subject-token"]) == ("T", "T")
+
+
+def test_a_services_own_token_gets_its_issuer_on_the_way_out(one: Client) -> None:
+    headers = (("X-Auth-Token", resolved(image=TWO).tag("T")), ("X-Service-Token", "nova"))
+    _, at_two = seen(one.send("GET", "/image/v2", headers))
+    assert at_two["x-service-token"] == resolved().tag("nova")
+    _, at_home = seen(one.send("GET", "/compute/v2", headers))
+    assert at_home["x-service-token"] == "nova"
+
+
+@pytest.mark.parametrize("header", ["X-Auth-Token", "X-Subject-Token", "X-Service-Token"])
+def test_a_token_of_an_untrusted_issuer_is_refused_at_the_proxy(one: Client, header: str) -> None:
+    answer = one.send("GET", "/image/v2", ((header, resolved(identity="Three").tag("T")),))
+    assert answer.status == 401
+    assert answer.json()["error"]["message"] == (
+        "InstanceOne does not accept tokens that Three issued"
+    )
+    assert answer.headers["www-authenticate"].startswith("Keystone uri=")
+
+
+def test_an_unknown_instance_is_refused_by_name(one: Client) -> None:
+    answer = one.send("GET", "/image/v2", (("X-Scope", '{"image": "Nowhere"}'),))
+    assert answer.status == 400
+    assert answer.json() == {
+        "error": {
+            "code": 400,
+            "title": "Bad Request",
+            "message": "unknown instance 'Nowhere' in scope: "
+            "known are InstanceOne, InstanceTwo, Three, Away",
+        }
+    }
+
+
+def test_an_unknown_service_type_is_refused_by_name(one: Client) -> None:
+    answer = one.send("GET", "/image/v2", (("X-Scope", '{"glance": "InstanceTwo"}'),))
+    assert answer.status == 400
+    assert answer.json()["error"]["message"] == (
+        "unknown service type 'glance' in scope: "
+        "known are compute, identity, image, network, placement"
+    )
+
+
+def test_hostile_text_is_shown_escaped(one: Client) -> None:
+    hostile = '{"image": "<b>\\"}{é}'.encode().decode("latin-1")
+    message = one.send("GET", "/image/v2", (("X-Scope", hostile),)).json()["error"]["message"]
+    assert message.startswith('malformed scope \'{"image": "<b>\\"}{é}\' in X-Scope: ')
+
+
+def test_line_ends_inside_a_url_scope_smuggle_nothing(one: Client) -> None:
+    hostile = '{"image": "InstanceTwo\r\nX-Roles: admin"}'
+    encoded = base64.urlsafe_b64encode(hostile.encode()).rstrip(b"=").decode()
+    answer = one.send("GET", f"/scope/{encoded}/image/v2", (("X-Auth-Token", "T"),))
+    assert answer.status == 400
+    assert "x-roles" not in answer.headers
+    assert "malformed scope" in answer.json()["error"]["message"]
+
+
+def test_headers_that_are_too_long_are_refused(one: Client) -> None:
+    # By the parser itself, before any rule: its error page is HAProxy's own HTML.
+    answer = one.send("GET", "/image/v2", (("X-Auth-Token", "x" * 70000),))
+    one.close()
+    assert answer.status == 400
+
+
+def test_a_token_of_fifty_kilobytes_passes(one: Client) -> None:
+    token = resolved(image=TWO).tag("x" * 50000)
+    service, headers = seen(one.send("GET", "/image/v2", (("X-Auth-Token", token),)))
+    assert service == f"{TWO} image"
+    assert headers["x-auth-token"] == token
+
+
+def test_a_peer_that_is_away_is_named_within_three_seconds(one: Client) -> None:
+    began = time.monotonic()
+    answer = one.send("GET", "/image/v2", (("X-Scope", f'{{"image": "{AWAY}"}}'),))
+    assert answer.status == 503
+    assert answer.json()["error"]["message"].startswith("instance Away cannot be reached from")
+    assert time.monotonic() - began < 3
+
+
+def test_a_peer_that_went_silent_is_named_within_three_seconds(
+    lonely: tuple[Proxy, EchoServices],
+) -> None:
+    described, _ = lonely
+    with listening_but_deaf("127.0.106.1") as address:
+        proxy = replace(described, peers=(Peer("Silent", address),), issuers=("Silent",))
+        with RunningProxy(proxy):
+            # At once: the proxy's own checks have not told it yet.
+            client = Client(proxy.bind)
+            began = time.monotonic()
+            answer = client.send("GET", "/identity/v3", (("X-Scope", '{"identity": "Silent"}'),))
+            client.close()
+    assert answer.status == 503
+    assert "instance Silent cannot be reached" in answer.json()["error"]["message"]
+    assert time.monotonic() - began < 3.5
+
+
+def test_the_states_of_the_peers_can_be_asked(federation: Federation) -> None:
+    assert peer_states(federation.proxies[ONE].proxy.socket) == {
+        TWO: "UP",
+        "Three": "UP",
+        AWAY: "DOWN",
+    }
+
+
+def test_a_service_type_that_only_others_have_leads_to_them(
+    lonely: tuple[Proxy, EchoServices],
+) -> None:
+    described, echo = lonely
+    volumes = echo.add("volumes of another", "127.0.106.1").removeprefix("http://")
+    proxy = replace(
+        described,
+        services=(*described.services, Service("block-storage", "/volume")),
+        peers=(Peer("Other", volumes),),
+    )
+    with RunningProxy(proxy) as running:
+        running.wait_for_peer("Other", "UP")
+        client = Client(proxy.bind)
+        there = client.send("GET", "/volume/v3", (("X-Scope", '{"block-storage": "Other"}'),))
+        here = client.send("GET", "/volume/v3")
+        client.close()
+    assert there.json()["service"] == "volumes of another"
+    assert here.status == 404
+    assert "Lonely has no block-storage service" in here.json()["error"]["message"]
+
+
+def test_a_reload_takes_effect_and_breaks_no_request_under_way(
+    lonely: tuple[Proxy, EchoServices],
+) -> None:
+    described, echo = lonely
+    arrived, release = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.105.1", 0)) as slow:
+
+        def serve_slowly() -> None:
+            connection, _ = slow.accept()
+            connection.recv(65536)
+            arrived.set()
+            release.wait(20)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+            connection.close()
+
+        threading.Thread(target=serve_slowly, daemon=True).start()
+        identity = Service("identity", "/identity", "http://{}:{}".format(*slow.getsockname()))
+        image = Service("image", "/image", echo.add("new", "127.0.105.1"))
+        with RunningProxy(replace(described, services=(identity,))) as running:
+            host, _, port = described.bind.rpartition(":")
+            under_way = http.client.HTTPConnection(host, int(port), timeout=20)
+            under_way.request("GET", "/identity/v3")
+            assert arrived.wait(20)
+            running.proxy = replace(described, services=(identity, image))
+            running.reload()
+            wait_until("the reload", lambda: _status(described, "/image/v2") == 200)
+            release.set()
+            assert under_way.getresponse().read() == b"late"
+            under_way.close()
+
+
+def _status(proxy: Proxy, path: str) -> int:
+    client = Client(proxy.bind)
+    try:
+        return client.send("GET", path).status
+    finally:
+        client.close()
+
+
+def test_metrics_are_there_for_prometheus(lonely: tuple[Proxy, EchoServices]) -> None:
+    proxy = replace(lonely[0], metrics=f"127.0.105.1:{free_port('127.0.105.1')}")
+    with RunningProxy(proxy):
+        assert proxy.metrics
+        connection = http.client.HTTPConnection(proxy.metrics)
+        connection.request("GET", "/metrics")
+        assert b"haproxy_backend_http_responses_total" in connection.getresponse().read()
+        connection.close()
+
+
+def test_the_log_says_who_served_what(federation: Federation, one: Client) -> None:
+    running = federation.proxies[ONE]
+    path = f"/image/v2/{os.urandom(8).hex()}"
+    one.send("GET", path, (("X-Auth-Token", resolved(image=TWO).tag("T")),))
+    wait_until("the log line", lambda: path in running.log.read_text())
+    (line,) = [line for line in running.log_lines() if line.uri == path]
+    assert (line.method, line.status, line.service) == ("GET", 200, "image")
+    assert (line.target, line.issuer, line.backend) == (TWO, ONE, f"peer_{TWO}")
+    assert line.scope == resolved(image=TWO)
+    assert line.is_forwarded
+    assert not line.is_refused
+
+
+def test_no_log_line_shows_a_token_or_is_forged(federation: Federation, one: Client) -> None:
+    running = federation.proxies[ONE]
+    path = f'/image/v2/"{os.urandom(8).hex()}"'
+    one.send("GET", path, (("X-Auth-Token", "SECRET!SCOPE!{}"), ("X-Scope", '{"image": "\x01"}')))
+    mark = path.split('"')[1]
+    wait_until("the log line", lambda: mark in running.log.read_text())
+    (line,) = [line for line in running.log_lines() if mark in line.uri]
+    assert line.is_refused
+    assert line.status == 400
+    assert "SECRET" not in running.log.read_text()
+
+
+def test_what_is_right_already_is_not_written_again(lonely: tuple[Proxy, EchoServices]) -> None:
+    proxy, _ = lonely
+    assert {path.name for path in write(proxy)} > {"haproxy.cfg", "services.map"}
+    assert write(proxy) == []
+    changed = write(replace(proxy, peers=(Peer("Other", "127.0.0.1:1"),)))
+    assert {path.name for path in changed} == {
+        "haproxy.cfg",
+        "instances.map",
+        "canonical-tags.lst",
+    }

@@ -1,0 +1,137 @@
+"""What a proxy's description accepts, and what comes out of the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from openstackoid.proxy.cli import main
+from openstackoid.proxy.config import Peer, Proxy, ProxyError, Service, peer_states, render
+
+IDENTITY = Service("identity", "/identity", "http://127.0.1.1:5000")
+DESCRIPTION: dict[str, Any] = {
+    "name": "InstanceOne",
+    "bind": "127.0.1.1:8888",
+    "services": [{"type": "identity", "prefix": "/identity", "url": "http://127.0.1.1:5000"}],
+    "peers": [{"name": "InstanceTwo", "address": "127.0.2.1:8888"}],
+    "issuers": ["InstanceTwo"],
+}
+
+
+def proxy(**changes: Any) -> Proxy:  # noqa: ANN401
+    return Proxy(**{"name": "One", "bind": "127.0.1.1:8888", "services": (IDENTITY,), **changes})
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a\nbind *:80", "a'b", 'a"b', "a#b", "a/b", "é", "-a", "x" * 65, "a%b"]
+)
+def test_a_name_that_could_inject_configuration_is_refused(name: str) -> None:
+    with pytest.raises(ProxyError, match="is no instance name"):
+        Peer(name, "127.0.2.1:8888")
+    with pytest.raises(ProxyError, match="is no instance name"):
+        proxy(name=name)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "a b:1", "a:1\n", "::1:80", "é:1"],
+)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ProxyError, match="is no address"):
+        Peer("Two", address)
+
+
+@pytest.mark.parametrize("address", ["127.0.2.1:8888", "two.example:443", "[::1]:8888"])
+def test_addresses_and_host_names_are_taken(address: str) -> None:
+    assert Peer("Two", address).address == address
+
+
+@pytest.mark.parametrize("prefix", ["", "identity", "/", "/a/b", "/scope", "/a b", "/ä", "/a\n"])
+def test_a_path_of_more_or_less_than_one_element_is_refused(prefix: str) -> None:
+    with pytest.raises(ProxyError, match="cannot be the path"):
+        Service("identity", prefix, "http://127.0.1.1:5000")
+
+
+def test_a_project_is_no_service_type() -> None:
+    with pytest.raises(ProxyError, match="'glance' is no official service type"):
+        Service("glance", "/image", "http://127.0.1.1:9292")
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.1.1:1", "ftp://a:1", "http://a:1/b", "http://a", "http://u@a:1"]
+)
+def test_a_url_is_scheme_host_and_port(url: str) -> None:
+    with pytest.raises(ProxyError, match="is no address"):
+        Service("image", "/image", url)
+
+
+def test_an_issuer_has_to_be_a_peer() -> None:
+    with pytest.raises(ProxyError, match="issuer 'Two' is no peer of 'One'"):
+        proxy(issuers=("Two",))
+
+
+def test_a_name_stands_for_one_instance_only() -> None:
+    with pytest.raises(ProxyError, match='instance "One" stands twice'):
+        proxy(peers=(Peer("One", "127.0.2.1:8888"),))
+
+
+def test_every_proxy_needs_an_identity_service() -> None:
+    with pytest.raises(ProxyError, match="has no identity service"):
+        proxy(services=(Service("image", "/image", "http://127.0.1.1:1"),))
+
+
+def test_a_directory_too_deep_for_a_socket_is_refused() -> None:
+    with pytest.raises(ProxyError, match="cannot hold the proxy's sockets"):
+        proxy(directory=Path("/" + "x" * 100))
+
+
+def test_an_instance_trusts_itself() -> None:
+    assert "One home\n" in render(proxy())["instances.map"]
+
+
+def test_a_long_list_of_instances_is_cut_where_it_is_shown() -> None:
+    peers = tuple(Peer(f"Peer{n}", f"127.0.2.1:{n + 1}") for n in range(30))
+    files = render(proxy(peers=peers))
+    assert "Peer18 and 11 more" in files["haproxy.cfg"]
+    assert "Peer29 untrusted\n" in files["instances.map"]
+
+
+def test_nobody_at_the_socket_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ProxyError, match=r"no proxy answers at .*is it running"):
+        peer_states(tmp_path / "admin.sock")
+
+
+def test_the_command_writes_the_files_and_prints_what_changed(tmp_path: Path) -> None:
+    text = json.dumps({**DESCRIPTION, "directory": str(tmp_path)})
+    first = CliRunner().invoke(main, ["render"], input=text)
+    assert first.exit_code == 0
+    assert str(tmp_path / "haproxy.cfg") in first.output.splitlines()
+    assert CliRunner().invoke(main, ["render"], input=text).output == ""
+
+
+def test_the_command_lets_haproxy_judge(tmp_path: Path) -> None:
+    text = json.dumps({**DESCRIPTION, "directory": str(tmp_path)})
+    assert CliRunner().invoke(main, ["check", "-"], input=text).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "is a JSON object"),
+        ("{}", "has no 'services'"),
+        (json.dumps({**DESCRIPTION, "colour": 1}), "'colour'"),
+        (json.dumps({**DESCRIPTION, "peers": [{"name": "x"}]}), "is no peer"),
+        (json.dumps({**DESCRIPTION, "name": "a b"}), "is no instance name"),
+    ],
+)
+def test_a_wrong_description_ends_in_one_line(text: str, error: str) -> None:
+    done = CliRunner().invoke(main, ["render"], input=text)
+    assert done.exit_code == 1
+    assert error in done.output
+    assert len(done.output.splitlines()) == 1
+    assert "Traceback" not in done.output
