@@ -2,8 +2,8 @@
 
 The rules themselves, with their reasons, are in ``templates/haproxy.cfg.j2``. They run on HAProxy
 2.6 and later, without Lua. ``Proxy`` says what one instance's proxy knows; ``write`` puts its files
-in place; then ``haproxy -W -db -f DIRECTORY/haproxy.cfg`` runs it, and SIGUSR2 to that process
-reloads it without dropping a connection, from its line "Loading success" on.
+in place; then ``haproxy -W -db -f DIRECTORY/haproxy.cfg`` runs it, and ``reload`` makes it take
+what changed without dropping a connection.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import csv
 import json
 import os
 import re
+import signal
 import socket as sockets
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -260,6 +262,36 @@ def peer_states(socket: Path) -> dict[str, str]:
         for row in rows
         if row["pxname"].startswith("peer_")
     }
+
+
+def reload(master: int, socket: Path, patience: float = 15.0) -> None:
+    """Make the proxy of process *master* read its files anew; no connection is dropped.
+
+    HAProxy loses a SIGUSR2 that comes while its master is starting (seen with 2.6), so the signal
+    is sent again until another worker answers at the admin *socket*.
+
+    :raises ProxyError: when none does within *patience* seconds: the old one goes on then.
+    """
+    before = _worker(socket)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            os.kill(master, signal.SIGUSR2)
+        except ProcessLookupError as error:
+            raise ProxyError(f"no process {master}: the proxy is not running") from error
+        for _ in range(20):
+            time.sleep(0.05)
+            if _worker(socket) != before:
+                return
+    raise ProxyError(
+        "the proxy did not take its new configuration and still runs with the old one: "
+        f"run haproxy -c -f {socket.parent / 'haproxy.cfg'}"
+    )
+
+
+def _worker(socket: Path) -> str:
+    answer = _ask(socket, "show info")
+    return next(line for line in answer.splitlines() if line.startswith("Pid:"))
 
 
 def _ask(socket: Path, command: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from openstackoid.proxy.config import Proxy, peer_states, write
+from openstackoid.proxy.config import Proxy, peer_states, reload, write
 from openstackoid.proxy.log import LogLine, parse_log_line
 
 #: The HAProxy to run: another release than the system's may be named.
@@ -138,9 +138,10 @@ class RunningProxy:
         self.process.wait(PATIENCE)
 
     def _answers(self) -> bool:
-        # "Loading success" is the master's: before that, a signal to reload would be lost.
         assert self.process.poll() is None, self.log.read_text()
-        return "Loading success" in self.log.read_text()
+        host, _, port = self.proxy.bind.rpartition(":")
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
 
     def wait_for_peer(self, name: str, state: str) -> None:
         """Wait until the proxy sees peer *name* in *state*."""
@@ -152,7 +153,7 @@ class RunningProxy:
     def reload(self) -> None:
         """Write the configuration anew and have it read."""
         write(self.proxy)
-        self.process.send_signal(signal.SIGUSR2)
+        reload(self.process.pid, self.proxy.socket)
 
     def log_lines(self) -> list[LogLine]:
         """The requests that were logged so far."""

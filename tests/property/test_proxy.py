@@ -14,11 +14,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
-from openstackoid.proxy.config import Peer, Proxy, Service, peer_states, write
+from openstackoid.proxy.config import (
+    Peer,
+    Proxy,
+    ProxyError,
+    Service,
+    peer_states,
+    reload,
+    write,
+)
 from openstackoid.scope import Scope
 
 from .conftest import AWAY, PREFIXES, Federation
@@ -302,10 +309,43 @@ def test_a_reload_takes_effect_and_breaks_no_request_under_way(
             assert arrived.wait(20)
             running.proxy = replace(described, services=(identity, image))
             running.reload()
-            wait_until("the reload", lambda: _status(described, "/image/v2") == 200)
+            assert _status(described, "/image/v2") == 200
             release.set()
             assert under_way.getresponse().read() == b"late"
             under_way.close()
+
+
+def test_no_new_connection_is_refused_while_the_proxy_reloads(
+    lonely: tuple[Proxy, EchoServices],
+) -> None:
+    proxy, _ = lonely
+    done = threading.Event()
+    statuses = []
+
+    def knock() -> None:
+        while not done.is_set():
+            statuses.append(_status(proxy, "/identity/v3"))
+
+    with RunningProxy(proxy) as running:
+        knocking = threading.Thread(target=knock, daemon=True)
+        knocking.start()
+        for _ in range(3):
+            running.reload()
+        done.set()
+        knocking.join()
+    assert len(statuses) > 100
+    assert set(statuses) == {200}
+
+
+def test_a_reload_that_cannot_be_taken_is_an_error_and_changes_nothing(
+    lonely: tuple[Proxy, EchoServices],
+) -> None:
+    proxy, _ = lonely
+    with RunningProxy(proxy) as running:
+        (proxy.directory / "haproxy.cfg").write_text("nonsense\n")
+        with pytest.raises(ProxyError, match="still runs with the old one"):
+            reload(running.process.pid, proxy.socket, patience=2)
+        assert _status(proxy, "/identity/v3") == 200
 
 
 def _status(proxy: Proxy, path: str) -> int:
