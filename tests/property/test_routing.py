@@ -45,6 +45,10 @@ all_good = st.fixed_dictionaries(
     dict.fromkeys(PREFIXES, st.sampled_from(["InstanceOne", "InstanceTwo"]))
 ).map(canonical)
 
+known = st.fixed_dictionaries(
+    dict.fromkeys(PREFIXES, st.sampled_from(["InstanceOne", "InstanceTwo", "Three", AWAY]))
+).map(canonical)
+
 
 @st.composite
 def written(draw: st.DrawFn) -> str:
@@ -90,6 +94,7 @@ tokens = st.one_of(
     bare,
     st.tuples(bare, scopes.map(in_header)).map(MARK.join),
     st.tuples(bare, all_good).map(MARK.join),
+    st.tuples(bare, known).map(MARK.join),
     st.sampled_from(["", "!", MARK, "t!SCOPE", "t!scope!{}", f"a!b{MARK}{{}}", f"{MARK}{{}}"]),
 )
 paths = st.tuples(
