@@ -322,16 +322,19 @@ def _canonical_tags(proxy: Proxy) -> str:
 
     Each alternative ends with its quote, so that none matches the beginning of another name.
     """
+    issuers = tuple(name for name in proxy.instances if proxy.trusts(name))
+    groups = {"instance": proxy.instances}
+    if issuers != proxy.instances:
+        groups["issuer"] = issuers
+    issuer = "issuer" if "issuer" in groups else "instance"
     values = ",".join(
-        f'"{service}":"(?&{"issuer" if service == "identity" else "instance"})'
+        f'"{service}":"(?&{issuer if service == "identity" else "instance"})'
         for service in proxy.service_types
     )
-    instances = "|".join(map(re.escape, proxy.instances))
-    issuers = "|".join(re.escape(name) for name in proxy.instances if proxy.trusts(name))
-    return (
-        f"^[^!]*+{TAG_MARK}\\{{{values}\\}}\\z"
-        f'(?(DEFINE)(?<instance>(?:{instances})")(?<issuer>(?:{issuers})"))'
+    defined = "".join(
+        f'(?<{group}>(?:{"|".join(map(re.escape, names))})")' for group, names in groups.items()
     )
+    return f"^[^!]*+{TAG_MARK}\\{{{values}\\}}\\z(?(DEFINE){defined})"
 
 
 def _positions(service_types: Iterable[str]) -> dict[str, int]:
