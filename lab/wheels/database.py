@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
-import pymysql  # type: ignore[import-untyped]
+import pymysql
 
 from lab.wheels import launch
 from lab.wheels.layout import Layout
@@ -231,11 +231,11 @@ def _sync(building: Path, servers: Path, kind: str) -> None:
                 process = launch.launch(
                     kind, str(servers), entry, argv, environment, streams=streams
                 )
-                status = process.wait()
+                problem = f"status {status}" if (status := process.wait()) else ""
             except launch.LaunchError as error:
-                status = str(error)
-            if status:
-                message = f"{name} {' '.join(arguments[:2])} failed ({status})"
+                problem = str(error)
+            if problem:
+                message = f"{name} {' '.join(arguments[:2])} failed: {problem}"
                 (building / f"{kind}.failed").write_text(message)
                 return
 

@@ -1,6 +1,6 @@
 """A parent that has imported a service once and forks it for every instance of the host.
 
-``python -m lab.wheels.forkserver KIND DIRECTORY`` listens on ``DIRECTORY/KIND.sock``.
+``python -m lab.wheels.forkserver DIRECTORY KIND…`` listens on ``DIRECTORY/KIND.sock`` for each.
 Each request (:mod:`~lab.wheels.launch`) names a function of the vanilla service, with
 its arguments, environment and standard streams; the fork becomes that service. Nothing is
 configured before the fork, so instances share code and memory, and nothing else. Measured on two
@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import gc
 import importlib
+import importlib.abc
 import json
 import os
 import signal
@@ -79,7 +80,45 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-_COMMON = ("pymysql", "lab.wheels.wsgi")
+#: What most kinds import: done once for all that start together. Nothing in it needs eventlet.
+_COMMON = (
+    "alembic.migration",
+    "cryptography.fernet",
+    "dogpile.cache.region",
+    "jsonschema",
+    "keystonemiddleware.auth_token",
+    "lab.wheels.wsgi",
+    "oslo_db.sqlalchemy.enginefacade",
+    "oslo_middleware.cors",
+    "oslo_policy.policy",
+    "paste.deploy",
+    "pymysql",
+    "routes.middleware",
+    "sqlalchemy.dialects.mysql.pymysql",
+    "webob.dec",
+)
+
+
+class _WithoutEventlet(importlib.abc.MetaPathFinder):
+    """For this while, eventlet is not installed: nova insists on being the first to import it."""
+
+    def __enter__(self) -> None:
+        sys.meta_path.insert(0, self)
+
+    def __exit__(self, *_: object) -> None:
+        sys.meta_path.remove(self)
+
+    def find_spec(self, fullname: str, _path: object, _target: object = None) -> None:
+        """Nothing, but for eventlet an error."""
+        if fullname.partition(".")[0] == "eventlet":
+            raise ImportError(f"{fullname} is left to the services")
+
+
+def preload_common() -> None:
+    """Import what the kinds have in common."""
+    with _WithoutEventlet():
+        for module in _COMMON:
+            importlib.import_module(module)
 
 
 def preload(kind: str) -> None:
@@ -88,13 +127,11 @@ def preload(kind: str) -> None:
         # Each of its programs would patch or poison eventlet when it is imported, as this says.
         os.environ["OS_NOVA_DISABLE_EVENTLET_PATCHING"] = "1"
         importlib.import_module("nova.monkey_patch").patch(backend="threading")
-    for module in (*KINDS[kind], *_COMMON):
+    for module in KINDS[kind]:
         importlib.import_module(module)
     # Relations between tables appear on the models with this. It comes with the first query
     # otherwise, and where neutron's first request lists ports, that is too late for it.
     importlib.import_module("sqlalchemy.orm").configure_mappers()
-    gc.collect()
-    gc.freeze()
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -117,6 +154,7 @@ def _become(request: dict[str, Any], descriptors: list[int], connection: socket.
     status = 1
     try:
         os.setsid()
+        gc.enable()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for target, descriptor in enumerate(descriptors[:3]):
             os.dup2(descriptor, target)
@@ -158,7 +196,7 @@ def _title(title: str) -> None:
     """Show *title* in ``ps``, without touching the environment that marks the lab's processes."""
     os.environ["SPT_NOENV"] = "1"
     with contextlib.suppress(ImportError):
-        import setproctitle  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415
+        import setproctitle  # noqa: PLC0415
 
         setproctitle.setproctitle(title)
 
@@ -180,40 +218,62 @@ def _reap(children: set[int]) -> None:
             children.discard(child)
 
 
-def serve(kind: str, directory: Path) -> None:
+class _Place:
+    """The lock and the socket of the one fork server of *kind* in the working directory.
+
+    The socket is there before the imports, so that who comes early waits.
+
+    :raises BlockingIOError: when another process has the lock.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._lock = Path(f"{kind}.lock").open("a+")  # noqa: SIM115 - held as long as we live
+        self.path = Path(f"{kind}.sock")
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise
+        self.path.unlink(missing_ok=True)
+        self.listener.bind(str(self.path))
+        self.path.chmod(0o600)
+        self.listener.listen(128)
+
+    def sign(self) -> None:
+        """Say in the lock whose it is."""
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def close(self) -> None:
+        """Leave it, for this process."""
+        self._lock.close()
+        self.listener.close()
+
+
+def serve(kind: str, place: _Place) -> None:
     """Fork for whoever asks, until nobody has for :data:`IDLE` seconds and no child is left.
 
     SIGTERM ends it at once, unless it has children.
     """
-    lock = (directory / f"{kind}.lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    os.chdir(directory)
-    path = Path(f"{kind}.sock")
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)
-    listener.listen(128)
+    place.sign()
     preload(kind)
+    # The children share what is here already: a collection would write to all of it.
+    gc.freeze()
     children: set[int] = set()
 
     def retire(*_: object) -> None:
         _reap(children)
         if not children:
-            path.unlink(missing_ok=True)
+            place.path.unlink(missing_ok=True)
             os._exit(0)
 
-    listener.settimeout(IDLE)
+    place.listener.settimeout(IDLE)
     signal.signal(signal.SIGTERM, retire)
     while True:
         try:
-            connection, _address = listener.accept()
+            connection, _address = place.listener.accept()
         except TimeoutError:
             retire()
             continue
@@ -228,8 +288,7 @@ def serve(kind: str, directory: Path) -> None:
                 continue
             child = os.fork()
             if child == 0:
-                listener.close()
-                lock.close()
+                place.close()
                 _become(request, descriptors, connection)
             children.add(child)
             for descriptor in descriptors:
@@ -237,9 +296,23 @@ def serve(kind: str, directory: Path) -> None:
 
 
 def main() -> None:
-    """``python -m lab.wheels.forkserver KIND DIRECTORY``."""
-    kind, directory = sys.argv[1:]
-    serve(kind, Path(directory))
+    """Be the fork servers of the kinds in ``sys.argv`` that have none, one process each."""
+    directory = Path(sys.argv[1])
+    # Imports make millions of objects and hardly any garbage.
+    gc.disable()
+    os.chdir(directory)
+    places: dict[str, _Place] = {}
+    for kind in sys.argv[2:]:
+        with contextlib.suppress(BlockingIOError):
+            places[kind] = _Place(kind)
+    if not places:
+        return
+    preload_common()
+    for kind, place in places.items():
+        if os.fork() == 0:
+            for other in places.keys() - {kind}:
+                places[other].close()
+            serve(kind, place)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import amqp  # type: ignore[import-untyped]
-import pymysql  # type: ignore[import-untyped]
+import amqp
+import pymysql
 
 from lab.wheels import configure, database, launch
 from lab.wheels.forkserver import KINDS, retire
@@ -52,7 +52,7 @@ class Instance:
         resources = self.layout.spec.resources
         complete = ready.exists() and ready.read_text() == resources
         with self._step("database, message queue and proxy"):
-            self._start_backing()
+            self._start_backing(complete)
         with self._step("OpenStack services"):
             self._start_services(complete)
         if not complete:
@@ -74,10 +74,10 @@ class Instance:
         except ProxyError:
             return {}
 
-    def _start_backing(self) -> None:
+    def _start_backing(self, complete: bool) -> None:
         Path(self._servers).mkdir(parents=True, exist_ok=True)
-        for kind in KINDS:
-            launch.spawn(kind, self._servers)
+        # Those first that the others wait for.
+        launch.spawn(self._servers, *(kind for kind in KINDS if kind != "client" or not complete))
         reload_proxy = configure.configure(self.layout)
         self.supervisor.start()
         self.supervisor.ensure(_BACKING)

@@ -46,8 +46,8 @@ class Process:
         return int.from_bytes(status, "big") if status else 137
 
 
-def spawn(kind: str, directory: str) -> None:
-    """Start the fork server of *kind*; where one runs in *directory*, the second ends by itself."""
+def spawn(directory: str, *kinds: str) -> None:
+    """Start the fork servers of *kinds* that *directory* has none of yet."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -57,11 +57,11 @@ def spawn(kind: str, directory: str) -> None:
         try:
             os.setsid()
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            log = os.open(os.path.join(directory, f"{kind}.log"), flags, 0o644)  # noqa: PTH118
+            log = os.open(os.path.join(directory, "log"), flags, 0o644)  # noqa: PTH118
             os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            command = [sys.executable, "-m", "lab.wheels.forkserver", kind, directory]
+            command = [sys.executable, "-m", "lab.wheels.forkserver", directory, *kinds]
             os.execve(command[0], command, environment)  # noqa: S606
         finally:
             os._exit(127)
@@ -111,7 +111,8 @@ def launch(
     message = json.dumps({"entry": entry, "argv": argv, "environment": environment}).encode()
     lifeline, ours = os.pipe()
     deadline = time.monotonic() + PATIENCE
-    spawned = 0.0
+    # Whoever brings an instance up starts the fork servers first; they get a second to appear.
+    spawned = time.monotonic() - 4
     while True:
         answer = _request(kind, directory, message, [*streams, lifeline])
         if answer:
@@ -119,9 +120,9 @@ def launch(
             return Process(answer[0], answer[1], ours)
         now = time.monotonic()
         if now > deadline:
-            raise LaunchError(f"no fork server for {kind}: see {directory}/{kind}.log")
+            raise LaunchError(f"no fork server for {kind}: see {directory}/log")
         if now - spawned > 5:  # noqa: PLR2004
-            spawn(kind, directory)
+            spawn(directory, kind)
             spawned = now
         time.sleep(0.05)
 
@@ -147,8 +148,8 @@ def main() -> None:
     except LaunchError as error:
         sys.exit(f"error: {error}")
     pid = process.pid
-    for number in pending:
-        os.kill(pid, number)
+    for early in pending:
+        os.kill(pid, early)
     sys.exit(process.wait())
 
 

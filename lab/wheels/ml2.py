@@ -6,12 +6,12 @@ nothing, so that any binding is right for it. Interface: ``neutron_lib.plugins.m
 
 from __future__ import annotations
 
-from neutron_lib import constants  # type: ignore[import-untyped]
-from neutron_lib.api.definitions import portbindings  # type: ignore[import-untyped]
-from neutron_lib.plugins.ml2 import api  # type: ignore[import-untyped]
+from neutron_lib import constants
+from neutron_lib.api.definitions import portbindings
+from neutron_lib.plugins.ml2 import api
 
 
-class UnwiredMechanismDriver(api.MechanismDriver):  # type: ignore[misc]
+class UnwiredMechanismDriver(api.MechanismDriver):
     """Binds a port to the first segment of its network, as active."""
 
     def initialize(self) -> None:

@@ -9,11 +9,13 @@ import os
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import openstack
 from openstack.connection import Connection
 from openstack.identity.v3._proxy import Proxy as IdentityProxy
 from openstack.identity.v3.project import Project
+from openstack.identity.v3.user import User
 
 from lab.wheels.layout import APIS, Layout
 from lab.wheels.spec import Spec
@@ -47,34 +49,27 @@ def connect(layout: Layout) -> Connection:
 
 def create_accounts(layout: Layout) -> None:
     """Make the services' accounts, the user ``demo``, and the catalog."""
-    cloud = connect(layout)
-    identity = cloud.identity
+    identity = cast("IdentityProxy", connect(layout).identity)
     passwords = layout.spec.passwords
     roles = {role.name: role for role in identity.roles()}
     service_role = roles.get("service") or identity.create_role(name="service")
     project = _project(identity, "service")
-    users = {user.name for user in identity.users()}
+    users = {user.name: user for user in identity.users()}
+
+    def account(name: str, project: Project) -> User:
+        return users.get(name) or identity.create_user(
+            name=name, password=passwords[name], default_project_id=project.id
+        )
 
     def service_account(name: str) -> None:
-        if name not in users:
-            user = identity.create_user(
-                name=name, password=passwords[name], default_project_id=project.id
-            )
-        else:
-            user = identity.find_user(name)
+        user = account(name, project)
         for role in (service_role, roles["admin"]):
             identity.assign_project_role_to_user(project, user, role)
 
     def demo() -> None:
         home = _project(identity, "demo")
-        if "demo" in users:
-            user = identity.find_user("demo")
-        else:
-            user = identity.create_user(
-                name="demo", password=passwords["demo"], default_project_id=home.id
-            )
-        identity.assign_project_role_to_user(home, user, roles["member"])
-        identity.assign_project_role_to_user(home, identity.find_user("admin"), roles["admin"])
+        identity.assign_project_role_to_user(home, account("demo", home), roles["member"])
+        identity.assign_project_role_to_user(home, users["admin"], roles["admin"])
 
     services = {service.type: service for service in identity.services()}
     endpoints = {(endpoint.service_id, endpoint.interface) for endpoint in identity.endpoints()}
@@ -129,7 +124,7 @@ def _image(cloud: Connection, spec: Spec) -> None:
     for image in cloud.image.images(name=name):
         if image.status == "active":
             return
-        cloud.image.delete_image(image)
+        cloud.image.delete_image(image.id)
     content, properties = _content(spec.image["url"])
     cloud.image.create_image(
         name=name,
@@ -138,7 +133,7 @@ def _image(cloud: Connection, spec: Spec) -> None:
         visibility="public",
         data=content,
         validate_checksum=False,
-        **properties,
+        meta=dict(properties),
     )
 
 

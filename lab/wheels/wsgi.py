@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-import waitress  # type: ignore[import-untyped]
+import waitress
 
 #: Requests that one service handles at a time. A request may wait for others that it causes, but
 #: those go to other services.
