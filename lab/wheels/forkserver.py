@@ -193,8 +193,7 @@ def _become(request: dict[str, Any], descriptors: list[int], connection: socket.
 
 
 def _title(title: str) -> None:
-    """Show *title* in ``ps``, without touching the environment that marks the lab's processes."""
-    os.environ["SPT_NOENV"] = "1"
+    """Show *title* in ``ps``."""
     with contextlib.suppress(ImportError):
         import setproctitle  # noqa: PLC0415
 
@@ -258,6 +257,8 @@ def serve(kind: str, place: _Place) -> None:
     SIGTERM ends it at once, unless it has children.
     """
     place.sign()
+    # The first call finds the place of the title; in a fork with another environment it cannot.
+    _title(f"fork server of {kind}")
     preload(kind)
     # The children share what is here already: a collection would write to all of it.
     gc.freeze()

@@ -53,6 +53,10 @@ def spawn(directory: str, *kinds: str) -> None:
         for name, value in os.environ.items()
         if name not in {"OPENSTACKOID_INSTANCE", "PYTHONDONTWRITEBYTECODE"}
     }
+    # One heap instead of one per thread: 10 MiB less in a service that has six.
+    environment["MALLOC_ARENA_MAX"] = "1"
+    # Titles must leave the environment alone: it tells whose a process is (setproctitle).
+    environment["SPT_NOENV"] = "1"
     if os.fork() == 0:
         try:
             os.setsid()
