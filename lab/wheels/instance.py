@@ -19,7 +19,7 @@ from lab.wheels.forkserver import KINDS, retire
 from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import fork_servers, programs, service_environment
 from lab.wheels.supervision import Supervisor
-from openstackoid.proxy.config import ProxyError, peer_states
+from openstackoid.proxy.config import ProxyError, peer_states, reload
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.
 PATIENCE = 180
@@ -78,21 +78,16 @@ class Instance:
         Path(self._servers).mkdir(parents=True, exist_ok=True)
         # Those first that the others wait for.
         launch.spawn(self._servers, *(kind for kind in KINDS if kind != "client" or not complete))
-        reload_proxy = configure.configure(self.layout)
+        running = self.supervisor.states().get("haproxy") == "RUNNING"
+        changed = configure.configure(self.layout)
         self.supervisor.start()
         self.supervisor.ensure(_BACKING)
         database.prepare(self.layout)
         self.supervisor.ensure(("mariadb",))
-        if reload_proxy:
-            self._reload_proxy()
+        if changed and running:
+            reload(self.supervisor.pid("haproxy"), configure.proxy(self.layout).socket)
         self._wait("mariadb", self._connects(DATABASE_PORT))
         self._wait("haproxy", self._connects(PROXY_PORT))
-
-    def _reload_proxy(self) -> None:
-        import signal  # noqa: PLC0415
-
-        self._wait("haproxy", self._connects(PROXY_PORT))
-        os.kill(self.supervisor.pid("haproxy"), signal.SIGUSR2)
 
     def _start_services(self, complete: bool) -> None:
         names = [program.name for program in programs(self.layout)]

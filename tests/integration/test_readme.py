@@ -1,0 +1,79 @@
+"""A newcomer's first minutes: a fresh clone, and the README's commands as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lab import processes
+from tests.conftest import ROOT
+
+BLOCK = re.compile(r"#\+begin_src sh\n(.*?)#\+end_src", re.DOTALL)
+#: The one command that cannot run inside of itself; CI runs it.
+TEST = "./setup-env.py test"
+
+
+@pytest.fixture
+def clone() -> Iterator[Path]:
+    """A clone beside the lab that may run: its instances have other addresses."""
+    directory = Path(tempfile.mkdtemp(prefix="clone-"))
+    repository = directory / "openstackoid"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(repository)], check=True)
+    description = repository / "lab.yaml"
+    description.write_text(description.read_text().replace("127.0.", "127.66."))
+    yield repository
+    if (repository / ".lab").exists():
+        subprocess.run([str(repository / "setup-env.py"), "destroy"], check=False)
+    shutil.rmtree(directory)
+
+
+def _commands(readme: Path) -> list[str]:
+    return [line for block in BLOCK.findall(readme.read_text()) for line in block.splitlines()]
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    assert TEST in _commands(ROOT / "README.org")
+    assert TEST in (ROOT / ".ci/run").read_text()
+
+
+def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
+    clone: Path,
+) -> None:
+    socket = f"openstackoid-readme-{os.getpid()}"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
+    environment |= {"OPENSTACKOID_TMUX_SOCKET": socket}
+    before = set(clone.iterdir())
+    outputs = {}
+    for command in _commands(clone / "README.org"):
+        if command == TEST:
+            continue
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=clone,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        outputs[command] = done.stdout
+    assert list(outputs)[-1] == "./setup-env.py destroy"
+    [created] = [text for command, text in outputs.items() if "server create" in command]
+    assert created == "ACTIVE\n"
+
+    assert processes.marked(clone / ".lab") == []
+    assert not [one for one in psutil.net_connections("tcp") if one.laddr[0].startswith("127.66.")]
+    assert set(clone.iterdir()) - before == {clone / ".venv"}
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True
+    )
+    assert changed.stdout == " M lab.yaml\n"
