@@ -71,7 +71,12 @@ def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
     assert created == "ACTIVE\n"
 
     assert processes.marked(clone / ".lab") == []
-    assert not [one for one in psutil.net_connections("tcp") if one.laddr[0].startswith("127.66.")]
+    listening = [
+        one.laddr
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr[0].startswith("127.66.")
+    ]
+    assert listening == []
     assert set(clone.iterdir()) - before == {clone / ".venv"}
     changed = subprocess.run(
         ["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True
