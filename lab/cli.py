@@ -170,6 +170,10 @@ def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
 @click.pass_obj
 def test(root: Path, arguments: tuple[str, ...]) -> None:
     """Run linters and tests; a lab that they need is brought up, and put back afterwards."""
+    from lab import packages  # noqa: PLC0415
+
+    # Before any test: some use the programs without a lab.
+    packages.ensure(_running(root).debian_packages, lambda line: click.echo(line, err=True))
     ensure("test")
     os.chdir(root)
     python = str(VENV / "bin/python")

@@ -49,6 +49,11 @@ class Running:
         lab = load(root, choices)
         return cls(lab, choices, providers.provider(lab), stacks.stack(lab.stack))
 
+    @property
+    def debian_packages(self) -> tuple[str, ...]:
+        """What this machine needs of Debian for the lab."""
+        return (*self.provider.debian_packages, *self.stack.debian_packages, "tmux")
+
     def connect(self, host: Host) -> Remote:
         """The connection to *host*; one for all who ask."""
         if host.name not in self._remotes:

@@ -149,6 +149,8 @@ class _Events:
             self._step = self._context.__enter__()
         elif "step" in event:
             self._close(None)
+        elif "note" in event:
+            self._steps.say(f"{self._instance}: {event['note']}")
         elif "error" in event:
             self._error = event["error"]
         elif self._step:

@@ -1,7 +1,8 @@
 """``python -m lab.wheels {up,halt,status}``, with a specification on standard input.
 
 It reports on standard output, one JSON object a line: ``{"started": …}`` and ``{"step": …,
-"seconds": …}`` around each step, ``{"error": …}`` when one fails; ``status`` answers
+"seconds": …}`` around each step, ``{"note": …}`` for a line that the user should read and
+``{"error": …}`` when a step fails; ``status`` answers
 ``{"programs": …, "peers": …}``, the state of each by its name.
 """
 
@@ -37,7 +38,9 @@ def _step(title: str) -> Iterator[None]:
 
 def main() -> int:
     """Do what the one argument says."""
-    instance = Instance(Layout(Spec.from_json(sys.stdin.read())), _step)
+    instance = Instance(
+        Layout(Spec.from_json(sys.stdin.read())), _step, lambda text: _say(note=text)
+    )
     try:
         match sys.argv[1:]:
             case ["up"]:

@@ -7,14 +7,14 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import amqp
 import pymysql
 
-from lab.wheels import configure, database, launch
+from lab.wheels import configure, database, image, launch
 from lab.wheels.forkserver import KINDS, retire
 from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import fork_servers, programs, service_environment
@@ -35,12 +35,16 @@ class InstanceError(Exception):
 
 
 class Instance:
-    """The instance at *layout*; *step* wraps each named step of its coming up."""
+    """The instance at *layout*.
 
-    def __init__(self, layout: Layout, step: Step) -> None:
+    *step* wraps each named step of its coming up; *note* takes a line that the user should read.
+    """
+
+    def __init__(self, layout: Layout, step: Step, note: Callable[[str], None]) -> None:
         self.layout = layout
         self.supervisor = Supervisor(layout)
         self._step = step
+        self._note = note
         self._servers = str(fork_servers(layout))
 
     def up(self) -> None:
@@ -113,7 +117,7 @@ class Instance:
         self._wait("nova-compute", self._compute_counts_as_up)
 
     def _fill(self) -> None:
-        self._client("resources")
+        self._client("resources", {"IMAGE": str(self._image())})
         self._run("nova", "nova.cmd.manage:main", "nova-manage", "cell_v2", "discover_hosts")
 
     def _bootstrap(self) -> None:
@@ -135,10 +139,20 @@ class Instance:
             environment={"OS_BOOTSTRAP_PASSWORD": spec.passwords["admin"]},
         )
 
-    def _client(self, phase: str) -> None:
-        spec = self.layout.spec.to_json()
+    def _image(self) -> Path:
+        """The file to make the image of; where the real one is out of reach, a placeholder."""
+        url = self.layout.spec.image["url"]
+        if url:
+            try:
+                return image.fetch(url, self.layout.shared)
+            except image.ImageError as error:
+                self._note(f"{error}; the image is a placeholder")
+        return image.placeholder(self.layout.data)
+
+    def _client(self, phase: str, environment: Mapping[str, str] | None = None) -> None:
+        whole = {"SPEC": self.layout.spec.to_json(), **(environment or {})}
         entry = "lab.wheels.resources:main"
-        self._run("client", entry, "resources", phase, environment={"SPEC": spec})
+        self._run("client", entry, "resources", phase, environment=whole)
 
     def _run(
         self,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import cast
 
 import openstack
@@ -17,6 +17,7 @@ from openstack.identity.v3._proxy import Proxy as IdentityProxy
 from openstack.identity.v3.project import Project
 from openstack.identity.v3.user import User
 
+from lab.wheels.image import PLACEHOLDER, disk_format
 from lab.wheels.layout import APIS, Layout
 from lab.wheels.spec import Spec
 
@@ -24,11 +25,6 @@ from lab.wheels.spec import Spec
 SERVICE_ACCOUNTS = ("glance", "nova", "placement", "neutron")
 
 _NAMES = {"image": "glance", "compute": "nova", "placement": "placement", "network": "neutron"}
-
-#: Size of the image that stands for CirrOS where the fake hypervisor runs it, in bytes.
-PLACEHOLDER_SIZE = 1024 * 1024
-
-_QCOW = b"QFI\xfb"
 
 
 def connect(layout: Layout) -> Connection:
@@ -102,7 +98,7 @@ def create_resources(layout: Layout) -> None:
             cloud.compute.create_flavor(**flavor)
     for network in layout.spec.networks:
         _network(cloud, network["name"], network["cidr"])
-    _image(cloud, layout.spec)
+    _image(cloud, layout.spec, Path(os.environ["IMAGE"]))
 
 
 def _project(identity: IdentityProxy, name: str) -> Project:
@@ -119,36 +115,33 @@ def _network(cloud: Connection, name: str, cidr: str) -> None:
         )
 
 
-def _image(cloud: Connection, spec: Spec) -> None:
+def _image(cloud: Connection, spec: Spec, file: Path) -> None:
     name = spec.image["name"]
     for image in cloud.image.images(name=name):
         if image.status == "active":
             return
         cloud.image.delete_image(image.id)
-    content, properties = _content(spec.image["url"])
+    properties = {}
+    if file.name == PLACEHOLDER:
+        properties = {
+            "openstackoid_placeholder": "true",
+            "description": "a placeholder for the fake hypervisor, which boots nothing",
+        }
     cloud.image.create_image(
         name=name,
-        disk_format="qcow2" if content.startswith(_QCOW) else "raw",
+        filename=str(file),
+        disk_format=disk_format(file),
         container_format="bare",
         visibility="public",
-        data=content,
         validate_checksum=False,
         meta=dict(properties),
     )
 
 
-def _content(url: str | None) -> tuple[bytes, dict[str, str]]:
-    """The bytes of an image and what its properties say about them."""
-    if url:
-        with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 - from lab.yaml
-            return response.read(), {}
-    return bytes(PLACEHOLDER_SIZE), {
-        "openstackoid_placeholder": "true",
-        "description": "a placeholder for the fake hypervisor, which boots nothing",
-    }
-
-
 def main() -> None:
-    """Entry of a fork: ``NAME PHASE`` in ``sys.argv``, the specification in ``SPEC``."""
+    """Entry of a fork: ``NAME PHASE`` in ``sys.argv``, the specification in ``SPEC``.
+
+    The phase ``resources`` finds the image's file in ``IMAGE``.
+    """
     layout = Layout(Spec.from_json(os.environ["SPEC"]))
     {"accounts": create_accounts, "resources": create_resources}[sys.argv[1]](layout)

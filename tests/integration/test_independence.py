@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from lab import processes
@@ -98,7 +100,8 @@ def test_up_brings_an_instance_back_whose_processes_were_all_killed(
         "server create test-kept --image cirros --flavor m1.tiny --network private --wait"
     )
     for process in processes.marked(lab.description.state, "InstanceTwo"):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     lab.setup_env("up", "--no-attach")
     assert two.json(f"server show {server['id']}")["status"] == "ACTIVE"
     two.openstack(f"server delete {server['id']} --wait")

@@ -74,7 +74,7 @@ def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
     listening = [
         one.laddr
         for one in psutil.net_connections("tcp")
-        if one.status == psutil.CONN_LISTEN and one.laddr[0].startswith("127.66.")
+        if one.status == psutil.CONN_LISTEN and str(one.laddr).startswith("addr(ip='127.66.")
     ]
     assert listening == []
     assert set(clone.iterdir()) - before == {clone / ".venv"}

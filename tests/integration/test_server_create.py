@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -13,76 +15,123 @@ from openstackoid.scope import Scope
 from tests.integration.conftest import Shell
 
 INSTANCES = ("InstanceOne", "InstanceTwo")
-SCOPES = [
-    dict(zip(("identity", "compute", "image"), choice, strict=True))
-    for choice in itertools.product(INSTANCES, repeat=3)
-]
+SCOPED = ("identity", "compute", "image")
+TYPES = ("compute", "identity", "image", "network", "placement")
 
 
-def _title(scope: dict[str, str]) -> str:
-    return ",".join(f"{service}={instance[8:]}" for service, instance in scope.items())
+@dataclass(frozen=True)
+class Request:
+    """A server that is asked for at *home* with a scope over :data:`SCOPED`."""
+
+    home: str
+    identity: str
+    compute: str
+    image: str
+
+    def __str__(self) -> str:
+        chosen = ",".join(f"{service}={getattr(self, service)[8:]}" for service in SCOPED)
+        return f"at-{self.home[8:]}-{chosen}"
+
+    @property
+    def scope(self) -> Scope:
+        return Scope({service: getattr(self, service) for service in SCOPED})
+
+    @property
+    def resolved(self) -> Scope:
+        """What the proxies make of the scope; no two requests have the same."""
+        return Scope(dict.fromkeys(TYPES, self.home)).merged(self.scope)
+
+    @property
+    def has_port(self) -> bool:
+        """A port is made by the compute's own account, and so in the compute's instance."""
+        return self.compute == self.home
 
 
-def _served(lines: list[LogLine], method: str, path: str, status: int) -> set[str]:
-    """The instances whose own service answered this request."""
-    return {
-        line.frontend
-        for line in lines
-        if line.backend.startswith("local_")
-        and line.method == method
-        and line.uri.endswith(path)
-        and line.status == status
-    }
+@dataclass(frozen=True)
+class Created:
+    """What the client was told of a server, and all that the proxies served for its scope."""
+
+    server: dict[str, Any]
+    lines: list[LogLine]
+
+    def served(self, method: str, path: str, status: int) -> set[str]:
+        """The instances whose own service answered this request."""
+        return {
+            line.frontend
+            for line in self.lines
+            if line.backend.startswith("local_")
+            and (line.method, line.status) == (method, status)
+            and line.uri.endswith(path)
+        }
 
 
-@pytest.mark.parametrize("home", INSTANCES)
-@pytest.mark.parametrize("scope", SCOPES, ids=_title)
-def test_a_server_is_made_of_the_services_that_its_scope_names(
-    shell: Callable[[str], Shell], home: str, scope: dict[str, str]
-) -> None:
-    here = shell(home)
-    compute = shell(scope["compute"])
-    other = shell(next(name for name in INSTANCES if name != scope["compute"]))
-    image = shell(scope["image"]).image
-    seen = {name: len(shell(name).proxy_log()) for name in INSTANCES}
-    name = f"test-{home}-{'-'.join(scope.values())}"
-    # A port is made by the compute's own account, and so in the compute's instance.
-    network = "--network private" if scope["compute"] == home else "--nic none"
-    options = f"--scope '{json.dumps(scope)}'"
+REQUESTS = [Request(*choice) for choice in itertools.product(INSTANCES, repeat=4)]
 
-    server = here.json(
-        f"server create {name} {options} --image {image} --flavor m1.tiny {network} --wait"
-    )
-    try:
-        assert server["status"] == "ACTIVE"
-        assert server["image"] == f"cirros ({image})"
-        rows = f"SELECT user_id, vm_state FROM nova.instances WHERE uuid = '{server['id']}'"
-        assert compute.sql(rows) == [[shell(scope["identity"]).administrator, "active"]]
-        assert other.sql(rows) == []
-        if network == "--network private":
-            [address] = server["addresses"]["private"]
-            ports = f"SELECT ip_address FROM neutron.ipallocations WHERE ip_address = '{address}'"
-            assert here.sql(ports) == [[address]]
 
+@pytest.fixture(scope="module")
+def created(shell: Callable[[str], Shell]) -> Iterator[Callable[[Request], Created]]:
+    """Every server, made side by side: what the proxies log says which scope it was for."""
+
+    def create(request: Request) -> dict[str, Any]:
+        network = "--network private" if request.has_port else "--nic none"
+        image = shell(request.image).image
+        server: dict[str, Any] = shell(request.home).json(
+            f"server create test-{request} --scope '{request.scope.to_json()}' --image {image}"
+            f" --flavor m1.nano {network} --wait"
+        )
+        return server
+
+    def delete(request: Request) -> None:
+        scope = request.scope.to_json()
+        shell(request.home).openstack(f"server delete test-{request} --scope '{scope}' --wait")
+
+    with ThreadPoolExecutor(4) as pool:
+        seen = {name: len(shell(name).proxy_log()) for name in INSTANCES}
+        jobs: dict[Request, Future[dict[str, Any]]] = {
+            request: pool.submit(create, request) for request in REQUESTS
+        }
+        wait(jobs.values())
         lines = [line for name in INSTANCES for line in shell(name).proxy_log(seen[name])]
-        assert _served(lines, "POST", "/compute/v2.1/servers", 202) == {scope["compute"]}
-        assert _served(lines, "GET", f"/images/{image}", 200) == {scope["image"]}
-        resolved = Scope(
-            dict.fromkeys(("compute", "identity", "image", "network", "placement"), home)
-        ).merged(scope)
-        logins = [
-            (line.target, line.status)
-            for line in lines
-            if line.frontend == home
-            and line.scope == resolved
-            and line.method == "POST"
-            and line.uri.endswith("/auth/tokens")
-        ]
-        assert logins == [(scope["identity"], 201)]
-    finally:
-        here.openstack(f"server delete {server['id']} {options} --wait")
-    gone = f"SELECT deleted <> 0 FROM nova.instances WHERE uuid = '{server['id']}'"
-    assert compute.sql(gone) == [["1"]]
+
+        def result(request: Request) -> Created:
+            own = [line for line in lines if line.scope == request.resolved]
+            return Created(jobs[request].result(), own)
+
+        yield result
+        for done in [pool.submit(delete, request) for request in REQUESTS]:
+            done.result()
+    alive = "SELECT display_name FROM nova.instances WHERE deleted = 0"
+    assert [shell(name).sql(alive) for name in INSTANCES] == [[], []]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=str)
+def test_a_server_is_made_of_the_services_that_its_scope_names(
+    shell: Callable[[str], Shell], created: Callable[[Request], Created], request_: Request
+) -> None:
+    found = created(request_)
+    server = found.server
+    image = shell(request_.image).image
+    assert server["status"] == "ACTIVE"
+    assert server["image"] == f"cirros ({image})"
+
+    rows = f"SELECT user_id, vm_state, image_ref FROM nova.instances WHERE uuid = '{server['id']}'"
+    administrator = shell(request_.identity).administrator
+    [elsewhere] = set(INSTANCES) - {request_.compute}
+    assert shell(request_.compute).sql(rows) == [[administrator, "active", image]]
+    assert shell(elsewhere).sql(rows) == []
+    if request_.has_port:
+        [address] = server["addresses"]["private"]
+        ports = f"SELECT ip_address FROM neutron.ipallocations WHERE ip_address = '{address}'"
+        assert shell(request_.home).sql(ports) == [[address]]
+
+    assert found.served("POST", "/compute/v2.1/servers", 202) == {request_.compute}
+    assert found.served("GET", f"/images/{image}", 200) == {request_.image}
+    logins = [
+        (line.frontend, line.target, line.status)
+        for line in found.lines
+        if line.method == "POST" and line.uri.endswith("/auth/tokens") and line.service
+    ]
+    assert logins == [(request_.home, request_.identity, 201)]
 
 
 def test_deleting_a_server_gives_its_address_back(one: Shell) -> None:
