@@ -95,12 +95,13 @@ def memory(state: Path) -> dict[str, float]:
                     ("mariadbd", "MariaDB"),
                     ("beam.smp", "RabbitMQ"),
                     ("haproxy", "HAProxy"),
-                    ("forkserver", "OpenStack"),
-                    ("nova-", "OpenStack"),
+                    ("supervisord", "supervisors"),
+                    ("sshd", "ssh"),
+                    ("fork server", "fork servers of OpenStack"),
                 )
                 if word in command
             ),
-            "all else",
+            "OpenStack",
         )
         kinds[kind] += process.memory_full_info().pss / 2**20
     return kinds

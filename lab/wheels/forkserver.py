@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 #: Seconds without a child after which a fork server ends.
-IDLE = 60
+IDLE = 10
 
 _F_SETSIG = 10
 
@@ -215,6 +215,24 @@ def _reap(children: set[int]) -> None:
     for child in tuple(children):
         if os.waitpid(child, os.WNOHANG)[0]:
             children.discard(child)
+
+
+def compile_all() -> None:
+    """Have Python compile all that is imported here, once per installation.
+
+    A process that has compiled is larger by what that needed, and so are all its forks: seen,
+    170 MiB for an instance.
+    """
+    preload_common()
+    children = []
+    for kind in KINDS:
+        child = os.fork()
+        if child == 0:
+            preload(kind)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 class _Place:

@@ -36,6 +36,8 @@ def install(uv: str, source: Path, shared: Path) -> None:
             *("--constraints", constraints, "--build-constraints", constraints),
             *("--editable", f"{source}[wheels]"),
         )
+        compile_all = "from lab.wheels import forkserver; forkserver.compile_all()"
+        _run(str(venv / "bin" / "python"), "-W", "ignore", "-c", compile_all)
         stamp.write_text(wanted)
 
 
