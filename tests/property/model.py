@@ -148,6 +148,8 @@ class _Step:
             self._set("X-Auth-Token", token + MARK + _canonical(resolved))
         self._set("X-Scope", None)
         target = resolved[service]
+        if carried and service == "compute":
+            self._refuse_network_elsewhere(resolved)
         self._tag_service_token(scopes, target)
         if service == "identity":
             self._strip_tags(target)
@@ -244,6 +246,16 @@ class _Step:
             self._set("X-Auth-Token", _bare(self.request.value("X-Subject-Token")))
         resolved["identity"] = issuer
 
+    def _refuse_network_elsewhere(self, resolved: Mapping[str, str]) -> None:
+        path = self.request.path.partition("?")[0].removesuffix("/")
+        is_new_server = self.request.method == "POST" and path.endswith("/servers")
+        if (
+            is_new_server
+            and resolved["network"] != resolved["compute"]
+            and not _wants_no_network(self.request.body)
+        ):
+            raise _Fault(400, "a server's network has to be of the same instance as its compute")
+
     def _tag_service_token(self, scopes: Mapping[str, Mapping[str, str]], target: str) -> None:
         token = self.request.value("X-Service-Token")
         if token is None or ("X-Service-Token" not in scopes and target == self.here.name):
@@ -258,6 +270,13 @@ class _Step:
             value = self.request.value(name)
             if value is not None and _is_tagged(value):
                 self._set(name, _bare(value))
+
+
+def _wants_no_network(body: str) -> bool:
+    try:
+        return bool(json.loads(body)["server"]["networks"] == "none")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _is_tagged(value: str) -> bool:

@@ -76,6 +76,31 @@ def lonely(directory: Path) -> Iterator[tuple[Proxy, EchoServices]]:
         yield Proxy("Lonely", f"{host}:{free_port(host)}", (identity,), directory=directory), echo
 
 
+SERVERS = "/compute/v2.1/servers"
+ELSEWHERE = ("X-Scope", '{"compute": "InstanceTwo"}')
+
+
+@pytest.mark.parametrize(
+    "body", ["", '{"server": {"networks": [{"uuid": "1"}]}}', f'{{"server": "{"x" * 100_000}"}}']
+)
+def test_a_server_does_not_get_a_network_of_another_instance_than_its_compute(
+    one: Client, body: str
+) -> None:
+    answer = one.send("POST", SERVERS, (ELSEWHERE, ("X-Auth-Token", "t")), body)
+    assert answer.status == 400
+    assert answer.json()["error"]["message"] == (
+        "a server's network has to be of the same instance as its compute, and this scope says "
+        'InstanceOne and InstanceTwo: add "network": "InstanceTwo" to the scope, or ask for no '
+        "network (--nic none)"
+    )
+
+
+def test_a_server_without_network_is_made_anywhere(one: Client) -> None:
+    body = '{"server": {"networks": "none"}}'
+    answer = one.send("POST", SERVERS, (ELSEWHERE, ("X-Auth-Token", "t")), body)
+    assert seen(answer)[0] == "InstanceTwo compute"
+
+
 def test_haproxy_takes_the_configuration_without_a_warning(federation: Federation) -> None:
     for running in federation.proxies.values():
         path = running.proxy.directory / "haproxy.cfg"

@@ -25,6 +25,15 @@ INSTANCES = st.sampled_from(["InstanceOne", "InstanceTwo"] * 6 + ["Three", AWAY]
         ["Nowhere", "instanceone", "InstanceOne ", "", "home", "none", "a,b", "{}", "é"]
     )
 )
+BODIES = [
+    "",
+    "{}",
+    f'{{"id": "t{MARK}{{}}"}}',
+    '{"server": {"networks": "none"}}',
+    '{"server": {"networks": "auto"}}',
+    '{"server": {"networks": [{"uuid": "none"}]}}',
+    '{"server": {"name": "networks", "networks": "none"}}',
+]
 #: What a hostile client puts anywhere.
 POISON = st.sampled_from(
     [
@@ -98,7 +107,9 @@ tokens = st.one_of(
     st.sampled_from(["", "!", MARK, "t!SCOPE", "t!scope!{}", f"a!b{MARK}{{}}", f"{MARK}{{}}"]),
 )
 paths = st.tuples(
-    st.sampled_from([*PREFIXES.values()] * 3 + ["/identity/v3/auth/tokens"] * 6),
+    st.sampled_from(
+        [*PREFIXES.values()] * 3 + ["/identity/v3/auth/tokens"] * 6 + ["/compute/v2.1/servers"] * 3
+    ),
     st.sampled_from(["", "", "/", "/v2/things", "/v3/auth/tokens", "?a=b/c", "/%0d%0a", "//x"]),
 ).map("".join) | st.sampled_from(
     ["/", "//image", "/imagex", "/scope", "/scope/", "/scope/e30", "/SCOPE/e30/image", "/*"]
@@ -133,7 +144,7 @@ def requests(draw: st.DrawFn) -> Request:
     if draw(st.integers(0, 9)) == 0:
         headers.append(("X-Forwarded-Prefix", "/outer"))
     method = draw(st.sampled_from(["GET", "GET", "POST", "HEAD", "DELETE"]))
-    body = draw(st.sampled_from(["", "{}", f'{{"id": "t{MARK}{{}}"}}'])) if method == "POST" else ""
+    body = draw(st.sampled_from(BODIES)) if method == "POST" else ""
     return Request(method, path, tuple(headers), body)
 
 
