@@ -29,7 +29,14 @@ from openstackoid.scope import INSTANCE_NAME, TAG_MARK, URL_PREFIX, Scope
 #: The longest path of a socket: ``sun_path`` has 108 bytes, and HAProxy binds ``PATH.PID.tmp``.
 LONGEST_SOCKET_PATH = 90
 #: The files of a proxy.
-FILES = ("services.map", "instances.map", "scope-forms.map", "canonical-tags.lst", "haproxy.cfg")
+FILES = (
+    "services.map",
+    "instances.map",
+    "scope-forms.map",
+    "canonical-tags.map",
+    "targets.map",
+    "haproxy.cfg",
+)
 #: The longest line that HAProxy reads from a file of patterns, with some room (its default buffer).
 LONGEST_PATTERN = 15_000
 #: How many names an error message lists before it only counts the others.
@@ -334,7 +341,7 @@ def _canonical_tags(proxy: Proxy) -> str:
     defined = "".join(
         f'(?<{group}>(?:{"|".join(map(re.escape, names))})")' for group, names in groups.items()
     )
-    return f"^[^!]*+{TAG_MARK}\\{{{values}\\}}\\z(?(DEFINE){defined})"
+    return f"^[^!]*+{TAG_MARK}(\\{{{values}\\}})\\z(?(DEFINE){defined})"
 
 
 def _positions(service_types: Iterable[str]) -> dict[str, int]:

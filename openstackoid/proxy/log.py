@@ -1,12 +1,12 @@
 """What the proxy writes about each request: HAProxy's HTTP log, and what the scope made of it.
 
-HAProxy's own log format, as in section 8.2.3 of its configuration manual, is followed by three
-words: the service type, ``-`` where the path names none; the instance that the request was for;
-and the resolved scope, ``{}`` for a request without one. In one line::
+HAProxy's own log format, as in section 8.2.3 of its configuration manual, is followed by two
+words: the service type, ``-`` where the path names none, and the resolved scope, ``{}`` for a
+request without one. In one line::
 
     127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo
     0/0/1/35/36 200 1071 - - ---- 2/1/0/0/0 0/0 "GET /image/v2/images HTTP/1.1"
-    image InstanceTwo {"compute":"InstanceOne","identity":"InstanceOne","image":"InstanceTwo"}
+    image {"compute":"InstanceOne","identity":"InstanceOne","image":"InstanceTwo"}
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LINE = re.compile(
     r"(?P<frontend>[^ ~]+)~? (?P<backend>[^ /]+)/(?P<server>\S+) "
     r"(?P<timers>[-+0-9/]+) (?P<status>-?\d+) \+?(?P<bytes>\d+) \S+ \S+ (?P<state>\S{4}) "
     r"(?P<connections>[+0-9/]+) (?P<queues>[0-9/]+) \"(?P<method>\S+)(?: (?P<uri>\S+) HTTP/\S+)?\" "
-    r"(?P<service>\S+) (?P<target>\S+) (?P<scope>\{.*\})"
+    r"(?P<service>\S+) (?P<scope>\{.*\})"
 )
 
 
@@ -55,10 +55,13 @@ class LogLine:
     state: str
     #: The service type; empty where the path names none.
     service: str
-    #: The instance that the request was for.
-    target: str
     #: The resolved scope; empty for a request without one.
     scope: Scope
+
+    @property
+    def target(self) -> str:
+        """The instance that the request was for."""
+        return self.scope.get(self.service, self.frontend)
 
     @property
     def issuer(self) -> str:
@@ -94,6 +97,5 @@ def parse_log_line(line: str) -> LogLine | None:
         timers=match["timers"],
         state=match["state"],
         service="" if match["service"] == "-" else match["service"],
-        target=match["target"],
         scope=Scope(json.loads(match["scope"])),
     )

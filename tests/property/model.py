@@ -125,7 +125,9 @@ class _Step:
     def route(self) -> _Onward:
         self._clean()
         if self._is_unscoped():
-            return self._onward(self.here.name, self._service(), None)
+            if self._service() == "identity":
+                self._refuse_tagged_login()
+            return _Onward(self.here.name, self._service(), self.request, None)
         self._strip_url()
         service = self._service()
         self._refuse_several()
@@ -152,13 +154,9 @@ class _Step:
         self._tag_service_token(scopes, target)
         if service == "identity":
             self._strip_tags(target)
-        return self._onward(
-            target, service, _canonical(resolved) if carried and service == "identity" else None
-        )
-
-    def _onward(self, target: str, service: str, minted: str | None) -> _Onward:
-        if service == "identity" and target == self.here.name:
-            self._refuse_tagged_login()
+            if target == self.here.name:
+                self._refuse_tagged_login()
+        minted = _canonical(resolved) if carried and service == "identity" else None
         return _Onward(target, service, self.request, minted)
 
     def _clean(self) -> None:

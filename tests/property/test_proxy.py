@@ -424,5 +424,5 @@ def test_what_is_right_already_is_not_written_again(lonely: tuple[Proxy, EchoSer
     assert {path.name for path in changed} == {
         "haproxy.cfg",
         "instances.map",
-        "canonical-tags.lst",
+        "canonical-tags.map",
     }
