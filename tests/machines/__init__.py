@@ -1,0 +1,13 @@
+"""Real Vagrant machines in a private cell of namespaces: nothing of theirs is left on the host."""
+
+from __future__ import annotations
+
+#: The Debian packages that the host needs for them.
+PACKAGES = (
+    "docker.io",
+    "iproute2",
+    "mmdebstrap",
+    "socat",
+    "tinyproxy",
+    "vagrant",
+)

@@ -1,0 +1,160 @@
+"""A private place for real Vagrant machines: namespaces, a Docker of its own, and one way out.
+
+``python -m tests.machines.cell -- COMMAND…`` runs a command in a cell, ``-- bash`` opens a shell
+in it. ``--keep-until-stdin-closes`` instead prints how other shells enter it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.machines import box
+from tests.machines.keeper import PROXY_ADDRESS, PROXY_PORT
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_DEFAULT_CACHE = Path("/var/tmp/openstackoid-boxes")
+#: The HTTP proxy that the cell and the machines in it reach.
+PROXY = f"http://{PROXY_ADDRESS}:{PROXY_PORT}"
+#: What is reached without it: the cell and its machines.
+NO_PROXY = "localhost,127.0.0.0/8,::1,192.168.56.0/24"
+
+
+class CellError(Exception):
+    """There is no cell; the text says why."""
+
+
+class Cell:
+    """A cell whose machines are made of the box kept in *cache*.
+
+    >>> with Cell(cache) as cell:
+    ...     cell.run(["vagrant", "up"], cwd=directory, check=True)
+    """
+
+    def __init__(self, cache: Path = _DEFAULT_CACHE) -> None:
+        self._cache = cache
+        self._keeper: subprocess.Popen[str] | None = None
+        self._enter: list[str] = []
+        #: Environment variables that commands in the cell need.
+        self.environment: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        image = box.build(self._cache)
+        # In a session of its own: a Ctrl-C must not reach it before its clean-up.
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-m", "tests.machines.keeper", str(image)],
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._keeper.stdout is not None
+        answer = self._keeper.stdout.readline()
+        if not answer:
+            self._end()
+            raise CellError("the cell cannot be made; its keeper said why on standard error")
+        told = json.loads(answer)
+        self._enter = told["enter"]
+        self.environment = _environment(Path(told["directory"]))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._keeper is None:
+            return
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait()
+        self._keeper = None
+
+    def command(self, argv: Sequence[str], cwd: Path) -> list[str]:
+        """*argv* as a command line that runs in the cell, in *cwd*, for a Popen of one's own."""
+        return [*self._enter, f"--wdns={cwd}", "--", *argv]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        stdin: str = "",
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        """What *argv* does and says in the cell; *env* is added to our environment.
+
+        What it started and left, after a timeout too, ends with the cell.
+
+        :raises subprocess.CalledProcessError: with *check*, when it fails.
+        :raises subprocess.TimeoutExpired: when it takes longer than *timeout* seconds.
+        """
+        return subprocess.run(
+            self.command(argv, cwd),
+            env={**os.environ, **self.environment, **(env or {})},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=check,
+        )
+
+    def how_to_enter(self) -> str:
+        """What one types to get a shell in the cell."""
+        variables = [f"{key}={value}" for key, value in self.environment.items()]
+        return shlex.join([*self._enter, "--", "env", *variables, "bash"])
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), PROXY)
+    return {
+        **proxies,
+        "NO_PROXY": NO_PROXY,
+        "no_proxy": NO_PROXY,
+        "DOCKER_HOST": f"unix://{directory}/docker.sock",
+        "DOCKER_CONFIG": str(directory / "docker-client"),
+        "VAGRANT_HOME": str(directory / "vagrant"),
+        "VAGRANT_DEFAULT_PROVIDER": "docker",
+        "VAGRANT_CHECKPOINT_DISABLE": "1",
+    }
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.machines.cell", description=__doc__)
+    parser.add_argument("--box-cache", type=Path, default=_DEFAULT_CACHE, metavar="DIR")
+    parser.add_argument("--keep-until-stdin-closes", action="store_true")
+    parser.add_argument("command", nargs="*", metavar="COMMAND")
+    arguments = parser.parse_args()
+    if bool(arguments.command) == arguments.keep_until_stdin_closes:
+        parser.error("either a COMMAND or --keep-until-stdin-closes")
+    with Cell(arguments.box_cache.resolve()) as cell:
+        if arguments.keep_until_stdin_closes:
+            print(cell.how_to_enter(), flush=True)
+            sys.stdin.read()
+            return 0
+        return subprocess.run(
+            cell.command(arguments.command, Path.cwd()),
+            env={**os.environ, **cell.environment},
+            check=False,
+        ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

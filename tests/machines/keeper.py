@@ -1,0 +1,234 @@
+"""The process that owns a cell: it makes it, says what is in it, and removes it without trace.
+
+It is a process of its own, so that a cell ends with whoever asked for it, however that one ends:
+its standard input is then closed. Should the keeper itself be killed, the kernel ends all that is
+in the cell; only files are left then, which the next keeper removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.machines.box import IMAGE
+
+#: Where, inside of a cell, everything reaches the HTTP proxy, which is the only way out.
+PROXY_ADDRESS = "10.200.0.1"
+PROXY_PORT = 3128
+
+_PREFIX = "openstackoid-cell-"
+_PARENT = Path("/var/tmp")
+_CGROUPS = Path("/sys/fs/cgroup")
+# The first process of the cell: it reaps those that lost their parent, and ends with its input.
+_INIT = f"""\
+set -e
+ip link set lo up
+ip link add way-out type bridge
+ip address add {PROXY_ADDRESS}/24 dev way-out
+ip link set way-out up
+echo ready
+cat
+"""
+_TINYPROXY = """\
+Port {port}
+Listen 127.0.0.1
+MaxClients 200
+Timeout 600
+ConnectPort 443
+LogLevel Error
+LogFile "{directory}/tinyproxy.log"
+"""
+
+
+def main(box: Path) -> None:
+    """Keep a cell with the image *box* until standard input is closed; say on output what it is."""
+    # A Ctrl-C is for who asked for the cell; a request to end is to pass through the clean-up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    _sweep()
+    with ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_PARENT))
+        stack.callback(_remove, directory)
+        way_out = stack.enter_context(_way_out(directory))
+        enter = stack.enter_context(_namespaces())
+        docker = f"unix://{directory}/docker.sock"
+        stack.enter_context(_relay(directory, enter, way_out))
+        stack.enter_context(_docker(directory, enter, docker))
+        _import(box, enter, docker)
+        print(json.dumps({"enter": enter, "directory": str(directory)}), flush=True)
+        sys.stdin.read()
+
+
+@contextmanager
+def _way_out(directory: Path) -> Iterator[Path]:
+    """A forward proxy of the host's network, on the Unix socket that this yields.
+
+    Network namespaces do not part the Unix sockets that have a path.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    configuration = directory / "tinyproxy.conf"
+    configuration.write_text(_TINYPROXY.format(port=port, directory=directory))
+    path = directory / "way-out.sock"
+    listen = [f"UNIX-LISTEN:{path},fork", f"TCP:127.0.0.1:{port}"]
+    with (
+        _process(["tinyproxy", "-d", "-c", str(configuration)], directory / "tinyproxy.out"),
+        _process(["socat", *listen], directory / "way-out.log"),
+    ):
+        _await(path.exists, "the way out", directory / "way-out.log")
+        yield path
+
+
+@contextmanager
+def _namespaces() -> Iterator[list[str]]:
+    """Namespaces of our own; yields what stands before a command that is to run in them."""
+    argv = [
+        "unshare",
+        "--mount",
+        "--net",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "--propagation=private",
+        "sh",
+        "-c",
+        _INIT,
+    ]
+    process = subprocess.Popen(
+        _bound_to_us(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise SystemExit("error: the kernel refuses the namespaces of a cell (see above)")
+        spaces = Path("/proc", str(process.pid), "ns")
+        yield [
+            "nsenter",
+            f"--mount={spaces / 'mnt'}",
+            f"--net={spaces / 'net'}",
+            f"--uts={spaces / 'uts'}",
+            f"--ipc={spaces / 'ipc'}",
+            f"--pid={spaces / 'pid_for_children'}",
+        ]
+    finally:
+        # The kernel ends all that is in the cell before unshare sees its child end.
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+
+
+@contextmanager
+def _relay(directory: Path, enter: Sequence[str], way_out: Path) -> Iterator[None]:
+    listen = f"TCP-LISTEN:{PROXY_PORT},bind={PROXY_ADDRESS},fork,reuseaddr,backlog=100"
+    argv = [*enter, "socat", listen, f"UNIX-CONNECT:{way_out}"]
+    with _process(argv, directory / "relay.log"):
+        yield
+
+
+@contextmanager
+def _docker(directory: Path, enter: Sequence[str], url: str) -> Iterator[None]:
+    """A Docker daemon of the cell's own, with nothing outside of *directory* and our cgroup."""
+    argv = [
+        *enter,
+        "dockerd",
+        f"--host={url}",
+        f"--data-root={directory / 'docker'}",
+        f"--exec-root={directory / 'docker-run'}",
+        f"--pidfile={directory / 'docker.pid'}",
+        f"--cgroup-parent=/{_cgroup(os.getpid())}",
+        "--exec-opt=native.cgroupdriver=cgroupfs",
+    ]
+    log = directory / "dockerd.log"
+    path = Path(url.removeprefix("unix://"))
+    with _process(argv, log) as process:
+        _await(lambda: path.exists() or process.poll() is not None, "dockerd", log)
+        if process.poll() is not None:
+            raise SystemExit(f"error: dockerd ends: {_last(log)}")
+        yield
+
+
+def _import(box: Path, enter: Sequence[str], url: str) -> None:
+    argv = [*enter, "docker", "--host", url, "import", str(box), f"{IMAGE}:latest"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"error: docker import fails: {done.stderr.strip()}")
+
+
+@contextmanager
+def _process(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that writes to *log* and is ended by its id."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _bound_to_us(argv),
+            env=_environment(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _bound_to_us(argv: Sequence[str]) -> list[str]:
+    """*argv* such that the kernel kills it when the keeper ends."""
+    return ["setpriv", "--pdeathsig=KILL", "--", *argv]
+
+
+def _environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without the Docker of whoever asked for the cell."""
+    return {key: value for key, value in environment.items() if not key.startswith("DOCKER_")}
+
+
+def _await(is_there: Callable[[], bool], what: str, log: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_there():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"error: {what} does not start within {seconds:.0f} s: {_last(log)}")
+        time.sleep(0.02)
+
+
+def _last(log: Path, lines: int = 5) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _cgroup(pid: int) -> str:
+    return f"{_PREFIX}{pid}"
+
+
+def _remove(directory: Path) -> None:
+    """Remove a cell's files and its empty cgroups."""
+    pid = directory.name.removeprefix(_PREFIX).split("-")[0]
+    for root in (*_CGROUPS.glob(f"*/{_cgroup(int(pid))}"), _CGROUPS / _cgroup(int(pid))):
+        for path in sorted(root.glob("**/"), reverse=True):
+            if path.is_dir():
+                path.rmdir()
+    shutil.rmtree(directory)
+
+
+def _sweep() -> None:
+    """Remove what keepers left that were killed."""
+    for directory in _PARENT.glob(f"{_PREFIX}*"):
+        pid = directory.name.removeprefix(_PREFIX).split("-")[0]
+        if not Path("/proc", pid).exists():
+            _remove(directory)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
