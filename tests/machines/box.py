@@ -55,6 +55,22 @@ _MASKED = (
     "systemd-timesyncd.service",
     "systemd-udevd.service",
 )
+# Docker mounts /proc/sys read-only. What is below net belongs to the machine alone, and DevStack
+# and Neutron write there; the rest is the host's.
+_WRITABLE_NET_SETTINGS = """\
+[Unit]
+Description=Make the network settings writable
+After=systemd-sysctl.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=mount --bind /proc/sys/net /proc/sys/net
+ExecStart=mount -o remount,bind,rw /proc/sys/net
+
+[Install]
+WantedBy=multi-user.target
+"""
 # What is done in the root file system, as $1, once its packages and our files are there.
 _HOOKS = (
     'chroot "$1" useradd --no-create-home --shell /bin/bash vagrant',
@@ -64,6 +80,7 @@ _HOOKS = (
     'chroot "$1" locale-gen',
     'chroot "$1" update-ca-certificates',
     f'chroot "$1" systemctl disable {" ".join(_DISABLED)}',
+    'chroot "$1" systemctl enable net-settings.service',
     f'chroot "$1" systemctl mask {" ".join(_MASKED)}',
     # Each machine makes its own.
     'rm -f "$1"/etc/ssh/ssh_host_*',
@@ -157,6 +174,7 @@ def _write_files(recipe: _Recipe, root: Path) -> Path:
     texts = {
         "etc/locale.gen": "en_US.UTF-8 UTF-8\n",
         "etc/sudoers.d/vagrant": "vagrant ALL=(ALL) NOPASSWD: ALL\n",
+        "etc/systemd/system/net-settings.service": _WRITABLE_NET_SETTINGS,
         "etc/systemd/system/ssh.service.d/host-keys.conf": (
             "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\n"
         ),
