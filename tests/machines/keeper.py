@@ -214,8 +214,8 @@ def _cgroup(pid: int) -> str:
 
 def _remove(directory: Path) -> None:
     """Remove a cell's files and its empty cgroups."""
-    pid = directory.name.removeprefix(_PREFIX).split("-")[0]
-    for root in (*_CGROUPS.glob(f"*/{_cgroup(int(pid))}"), _CGROUPS / _cgroup(int(pid))):
+    cgroup = _cgroup(_pid(directory))
+    for root in (*_CGROUPS.glob(f"*/{cgroup}"), _CGROUPS / cgroup):
         for path in sorted(root.glob("**/"), reverse=True):
             if path.is_dir():
                 path.rmdir()
@@ -225,9 +225,21 @@ def _remove(directory: Path) -> None:
 def _sweep() -> None:
     """Remove what keepers left that were killed."""
     for directory in _PARENT.glob(f"{_PREFIX}*"):
-        pid = directory.name.removeprefix(_PREFIX).split("-")[0]
-        if not Path("/proc", pid).exists():
+        if not _is_keeper(_pid(directory)):
             _remove(directory)
+
+
+def _is_keeper(pid: int) -> bool:
+    """Whether *pid* is a keeper; a zombie, whose command line is empty, no longer is."""
+    try:
+        return b"tests.machines.keeper" in Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _pid(directory: Path) -> int:
+    """The keeper of the cell in *directory*."""
+    return int(directory.name.removeprefix(_PREFIX).split("-")[0])
 
 
 if __name__ == "__main__":
