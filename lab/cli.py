@@ -151,12 +151,7 @@ def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
     """The log of one SERVICE of the instance NAME, or the ends of all its logs."""
     running = _running(root)
     running.require_up(name)
-    files = running.logs(name)
-    if service is not None and service not in files:
-        raise LabError(f"unknown service {service!r}: known are {', '.join(sorted(files))}")
-    paths = [str(path) for key, path in files.items() if service in (None, key)]
-    lines = ["-n", "+1" if service and not follow else "20"]
-    _exec_ssh(running, name, ["tail", *lines, *(["-F"] if follow else []), "--", *paths])
+    _exec_ssh(running, name, running.log_command(name, service, follow=follow))
 
 
 @commands.command(

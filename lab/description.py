@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -25,16 +26,23 @@ from openstackoid.scope import INSTANCE_NAME
 
 #: Port of every instance's scope-aware proxy, on the instance's own address.
 PROXY_PORT = 8888
-#: How many instances ``-n`` can make: each has its own network 127.0.n.0/24.
+#: How many instances ``-n`` can make.
 NUMBERS = range(1, 100)
 
+# Of a loaded lab it is never "auto".
 ProviderName = Literal["auto", "local", "vagrant", "hosts"]
 StackName = Literal["wheels", "devstack"]
 
+# What a Lab has beyond lab.yaml.
+_OURS = ("root", "state", "because")
 # Instances have directories beside these in the lab's state.
 _RESERVED = frozenset({"lab", "shared", "log", "provider", "lock", "choices", "all"})
 # A label of RFC 1123: an instance's name is also a host name.
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+# Where ssh goes: an alias of the user's ssh configuration, or [USER@]HOST[:PORT].
+_SSH_TARGET = re.compile(r"(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*(?::[0-9]{1,5})?")
+# A variable of DevStack's local.conf.
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Sockets lie below the state; their path has 107 characters (sun_path in unix(7)).
 _LONGEST_STATE = 60
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
@@ -48,15 +56,91 @@ def _instance_name(name: str) -> str:
     return name
 
 
+def _ssh_target(target: str) -> str:
+    if not _SSH_TARGET.fullmatch(target):
+        raise ValueError(f"{target!r} is no place for ssh: write [USER@]HOST[:PORT]")
+    return target
+
+
+def _address_pattern(pattern: str) -> str:
+    try:
+        IPv4Address(pattern % 1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{pattern!r} is no pattern of an address: %d stands for the number of the instance, "
+            "as in 127.0.%d.1"
+        ) from error
+    return pattern
+
+
+def _setting_name(name: str) -> str:
+    if not _SETTING.fullmatch(name):
+        raise ValueError(f"{name!r} is no variable of DevStack's local.conf")
+    return name
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Instance(_Part):
-    """One OpenStack of the lab: its name (also host name and region) and its address."""
+    """One OpenStack of the lab: its name (also host name and region) and its address.
+
+    *ssh* is where the provider ``hosts`` reaches its host, by default the address. *cpus*, *memory*
+    (MiB) and *box* are for this machine what the section ``vagrant`` says for all.
+    """
 
     name: Annotated[str, AfterValidator(_instance_name)]
     address: IPv4Address
+    ssh: Annotated[str, AfterValidator(_ssh_target)] | None = None
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    memory: Annotated[int, Field(ge=256)] | None = None
+    box: str | None = None
+
+
+class Addresses(_Part):
+    """Per provider, the address of the n-th instance that names none: ``%d`` stands for n."""
+
+    local: Annotated[str, AfterValidator(_address_pattern)] | None = None
+    vagrant: Annotated[str, AfterValidator(_address_pattern)] | None = None
+
+
+class Machines(_Part):
+    """Vagrant's machines; *memory* in MiB. The Vagrantfile reads this section, too.
+
+    Without a *provider* Vagrant chooses one; for ``docker``, *box* is an image.
+    """
+
+    box: Annotated[str, Field(min_length=1)]
+    cpus: Annotated[int, Field(ge=1)]
+    memory: Annotated[int, Field(ge=256)]
+    provider: Literal["virtualbox", "libvirt", "lxc", "docker"] | None = None
+
+
+class DevStack(_Part):
+    """Where DevStack comes from, and what its ``local.conf`` says besides what the lab writes.
+
+    *git_base* is DevStack's GIT_BASE: where the services' repositories are, ``openstack/nova`` …
+    """
+
+    repository: str = "https://opendev.org/openstack/devstack"
+    branch: str = "master"
+    git_base: str = "https://opendev.org"
+    settings: Mapping[Annotated[str, AfterValidator(_setting_name)], str | int | bool] = Field(
+        default_factory=dict
+    )
+
+
+class Mirrors(_Part):
+    """Where hosts without the world within reach get packages from.
+
+    *apt* is Debian's archive (``http://HOST/debian``), *pip* an index (``http://HOST/simple``),
+    *proxy* an HTTP proxy for all that is fetched.
+    """
+
+    apt: AnyUrl | None = None
+    pip: AnyUrl | None = None
+    proxy: AnyUrl | None = None
 
 
 class Image(_Part):
@@ -87,9 +171,15 @@ class Lab(_Part):
 
     root: Path
     state: Path
-    provider: ProviderName = "auto"
+    provider: ProviderName = "local"
+    #: Why it is this provider.
+    because: str = ""
     stack: StackName = "wheels"
     instances: Annotated[tuple[Instance, ...], Field(min_length=1)]
+    addresses: Addresses = Addresses()
+    vagrant: Machines | None = None
+    devstack: DevStack = DevStack()
+    mirrors: Mirrors = Mirrors()
     image: Image = Image()
     flavors: tuple[Flavor, ...] = ()
     networks: tuple[Network, ...] = ()
@@ -189,15 +279,21 @@ def load(root: Path, choices: Choices | None = None) -> Lab:
         )
     chosen = Choices.of(state) if choices is None else choices
     raw = _read(root / "lab.yaml")
-    if chosen.number:
-        raw["instances"] = numbered(chosen.number)
-        raw["trust"] = _restricted(raw.get("trust"), {one["name"] for one in raw["instances"]})
-    for key in ("provider", "stack"):
-        if getattr(chosen, key):
-            raw[key] = getattr(chosen, key)
-    for key in ("root", "state"):
+    for key in _OURS:
         if key in raw:
             raise LabError(f"lab.yaml: unknown key {key!r}: {_allowed_keys(())}")
+    if chosen.stack:
+        raw["stack"] = chosen.stack
+    raw["provider"], raw["because"] = _provider(raw, chosen)
+    if chosen.number:
+        if raw["provider"] != "local":
+            raise LabError(
+                f"-n {chosen.number} makes instances of the provider local only: for "
+                f"{raw['provider']}, list them in lab.yaml"
+            )
+        raw["instances"] = numbered(chosen.number)
+        raw["trust"] = _restricted(raw.get("trust"), {one["name"] for one in raw["instances"]})
+    _fill_addresses(raw)
     raw = {key: value for key, value in raw.items() if value is not None}
     try:
         return Lab.model_validate({**raw, "root": root, "state": state})
@@ -205,8 +301,8 @@ def load(root: Path, choices: Choices | None = None) -> Lab:
         raise LabError(f"lab.yaml: {_first_problem(error)}") from error
 
 
-def numbered(number: int) -> list[dict[str, str]]:
-    """InstanceOne, InstanceTwo … up to *number*, at 127.0.1.1, 127.0.2.1 …
+def numbered(number: int) -> list[dict[str, Any]]:
+    """InstanceOne, InstanceTwo … up to *number*.
 
     :raises LabError: when *number* is outside 1 … 99.
     """
@@ -215,12 +311,40 @@ def numbered(number: int) -> list[dict[str, str]]:
     from num2words import num2words  # noqa: PLC0415 - slow to import, rarely needed
 
     return [
-        {
-            "name": "Instance" + re.sub(r"[^A-Za-z]", "", num2words(n, lang="en").title()),
-            "address": f"127.0.{n}.1",
-        }
+        {"name": "Instance" + re.sub(r"[^A-Za-z]", "", num2words(n, lang="en").title())}
         for n in range(1, number + 1)
     ]
+
+
+def _provider(raw: Mapping[str, Any], chosen: Choices) -> tuple[object, str]:
+    """The provider of the lab, and why it is this one."""
+    name = chosen.provider or raw.get("provider") or "auto"
+    if name != "auto":
+        return name, "as chosen for this lab" if chosen.provider else "as lab.yaml says"
+    if chosen.number:
+        return "local", "which alone makes instances by number"
+    from lab.hypervisors import find  # noqa: PLC0415 - few labs ask
+
+    section = raw.get("vagrant")
+    if not isinstance(section, dict):
+        return "local", "lab.yaml has no section vagrant"
+    wanted = section.get("provider")
+    found = find(wanted if isinstance(wanted, str) else None)
+    return "vagrant" if found.usable else "local", found.why
+
+
+def _fill_addresses(raw: dict[str, Any]) -> None:
+    """Give each instance without an address the one that the provider's pattern makes."""
+    patterns, instances = raw.get("addresses"), raw.get("instances")
+    pattern = patterns.get(raw["provider"]) if isinstance(patterns, dict) else None
+    if not isinstance(pattern, str) or not isinstance(instances, list):
+        return
+    # A wrong pattern is the validation's business.
+    with contextlib.suppress(TypeError, ValueError):
+        raw["instances"] = [
+            {"address": pattern % n, **one} if isinstance(one, dict) else one
+            for n, one in enumerate(instances, 1)
+        ]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -286,7 +410,7 @@ def _allowed_keys(loc: tuple[int | str, ...]) -> str:
     for part in loc:
         if isinstance(part, str) and part in model.model_fields:
             model = _model_in(model.model_fields[part].annotation) or model
-    keys = [key for key in model.model_fields if key not in ("root", "state")]
+    keys = [key for key in model.model_fields if key not in _OURS]
     return f"allowed are {', '.join(keys)}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lab import packages
-from lab.description import load
+from lab.description import Choices, load
 from lab.errors import LabError
 from lab.providers import PROVIDERS, provider
 from lab.providers.base import Finding
@@ -18,22 +18,18 @@ def report(root: Path) -> Iterator[str]:
 
     :raises LabError: when lab.yaml is wrong.
     """
-    lab = load(root)
+    load(root)
     yield from _section("tmux", packaged(["tmux"]))
     for name in PROVIDERS:
         try:
-            one = provider(lab.model_copy(update={"provider": name}))
+            one = provider(load(root, Choices().updated(None, name, None)))
         except LabError as error:
-            yield from _section(f"provider {name}", [Finding("this provider", False, str(error))])
+            yield from _section(f"provider {name}", [Finding("lab.yaml", False, str(error))])
             continue
         yield from _section(f"provider {name}", [*packaged(one.debian_packages), *one.doctor()])
     for name in STACKS:
-        try:
-            other = stack(name)
-        except LabError as error:
-            yield from _section(f"stack {name}", [Finding("this stack", False, str(error))])
-            continue
-        yield from _section(f"stack {name}", [*packaged(other.debian_packages), *other.doctor()])
+        # On hosts elsewhere, `up` brings them.
+        yield from _section(f"stack {name}", packaged(stack(name).needs.packages))
 
 
 def packaged(names: Iterable[str]) -> list[Finding]:

@@ -1,6 +1,8 @@
 """Debian packages: what is missing, and how it comes in without starting anything by itself.
 
-Nothing but the standard library is imported: the set-up of ``.venv`` may need a package too.
+Nothing but the standard library is imported: the set-up of ``.venv`` may need a package too, and
+machines of a lab run ``python3 -m lab.packages ensure DIRECTORY PACKAGE…`` and ``… remove
+DIRECTORY``, which takes off again what came in.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,13 +63,17 @@ def check(packages: Iterable[str]) -> None:
 
 
 def ensure(
-    packages: Iterable[str], say: Callable[[str], None], directory: Path | None = None
+    packages: Iterable[str],
+    say: Callable[[str], None],
+    directory: Path | None = None,
+    *,
+    removable: bool = False,
 ) -> None:
     """Install what is missing of *packages*, after a word to *say*; leave none of it running.
 
     Services that come in with them are stopped and disabled; those that were there before are
     not touched. The output of apt goes into *directory*, as does the note by which a later call
-    finishes what a killed one began.
+    finishes what a killed one began. What is *removable* is kept in mind there for :func:`remove`.
 
     :raises LabError: when they cannot be installed; nothing is changed where we may not.
     """
@@ -79,7 +86,8 @@ def ensure(
     if root is None:
         raise LabError(f"Debian packages are missing: {install_line(lacking)}")
     if lacking:
-        say(f"Installing Debian packages: {' '.join(lacking)} (they stay after `destroy`)")
+        stay = "" if removable else " (they stay after `destroy`)"
+        say(f"Installing Debian packages: {' '.join(lacking)}{stay}")
     before = set(note.read_text().split()) if note and begun else _installed()
     if note:
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +97,61 @@ def ensure(
             if lacking:
                 _apt_install(root, lacking, directory and directory / "packages.log")
     finally:
-        _disable(root, _units(_installed() - before))
+        brought = _installed() - before
+        if directory and removable:
+            _remember(directory, brought)
+        _disable(root, _units(brought))
     if note:
         note.unlink()
     still = missing(lacking)
     if still:
         raise LabError(f"apt-get did not install {' '.join(still)}: {install_line(still)}")
+
+
+def remove(directory: Path) -> None:
+    """Remove, with their configuration, the packages that *directory* keeps in mind.
+
+    :raises LabError: when apt-get refuses, or we may not.
+    """
+    brought = sorted(_remembered(directory) & _installed())
+    if not brought:
+        return
+    root = _become_root()
+    if root is None:
+        raise LabError("we may not remove packages here: become root")
+    purge = [*root, "env", *_APT_ENVIRONMENT, "apt-get", "-o", "DPkg::Lock::Timeout=120", "purge"]
+    done = _logged([*purge, "--yes", *brought], directory / "packages.log")
+    if done.returncode != 0:
+        last = done.stdout.strip().splitlines()[-1:]
+        raise LabError(f"apt-get purge fails: {' '.join(last)}")
+
+
+def _remembered(directory: Path) -> set[str]:
+    try:
+        return set((directory / "packages-brought.txt").read_text().split())
+    except FileNotFoundError:
+        return set()
+
+
+def _remember(directory: Path, packages: Iterable[str]) -> None:
+    every = sorted({*packages, *_remembered(directory)})
+    (directory / "packages-brought.txt").write_text("\n".join(every))
+
+
+def main() -> None:
+    """``ensure DIRECTORY PACKAGE…`` or ``remove DIRECTORY``, as the arguments say."""
+    try:
+        match sys.argv[1:]:
+            case ["ensure", directory, *names]:
+                ensure(names, lambda line: print(line, flush=True), Path(directory), removable=True)
+            case ["remove", directory]:
+                remove(Path(directory))
+            case _:
+                sys.exit(
+                    "usage: python3 -m lab.packages {ensure DIRECTORY NAME… | remove DIRECTORY}"
+                )
+    except LabError as error:
+        sys.exit(f"error: {error}")
 
 
 def _installed() -> set[str]:
@@ -225,3 +282,7 @@ def _disable(root: Sequence[str], units: Iterable[str]) -> None:
         for command in commands:
             # A unit that cannot be enabled cannot be disabled either: no failure.
             subprocess.run([*root, *command], capture_output=True, check=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,14 +45,23 @@ class Running:
 
         :raises LabError: when lab.yaml is wrong, or what was chosen is not there yet.
         """
-        choices = Choices.of(root / ".lab").updated(number, provider, stack)
+        kept = Choices.of(root / ".lab")
+        choices = kept.updated(number, provider, stack)
         lab = load(root, choices)
+        for key in ("provider", "stack"):
+            made, wanted = getattr(kept, key), getattr(lab, key)
+            if made not in (None, "auto", wanted):
+                raise LabError(
+                    f"the lab has the {key} {made}: ./setup-env.py destroy, then it can have the "
+                    f"{key} {wanted}"
+                )
         return cls(lab, choices, providers.provider(lab), stacks.stack(lab.stack))
 
     @property
     def debian_packages(self) -> tuple[str, ...]:
         """What this machine needs of Debian for the lab."""
-        return (*self.provider.debian_packages, *self.stack.debian_packages, "tmux")
+        of_hosts = self.stack.needs.packages if self.provider.is_here else ()
+        return (*self.provider.debian_packages, *of_hosts, "tmux")
 
     def connect(self, host: Host) -> Remote:
         """The connection to *host*; one for all who ask."""
@@ -79,15 +88,14 @@ class Running:
         :raises LabError: naming what cannot be brought up.
         """
         chosen = _chosen(self.lab, names)
-        needed = (*self.provider.debian_packages, *self.stack.debian_packages, "tmux")
-        packages.check(needed)
+        packages.check(self.debian_packages)
         with locked(self.lab.state, "up"), Steps(self.lab.state / "log") as steps:
-            self.choices.keep(self.lab.state)
-            _, why = providers.choose(self.lab.provider)
-            steps.say(f"provider {self.provider.name} ({why}), stack {self.stack.name}")
-            packages.ensure(needed, steps.say, self.lab.state / "log")
+            lab = self.lab
+            self.choices.updated(None, lab.provider, lab.stack).keep(lab.state)
+            steps.say(f"provider {lab.provider} ({lab.because}), stack {lab.stack}")
+            packages.ensure(self.debian_packages, steps.say, self.lab.state / "log")
             self._stop_surplus()
-            hosts = self.provider.up(chosen, steps)
+            hosts = self.provider.up(chosen, self.stack.needs, steps)
             self.stack.up(self.lab, hosts, self.connect, steps)
             _write_secret(
                 self.lab.state / "clouds.yaml", yaml.safe_dump(self.stack.clouds(self.lab))
@@ -137,13 +145,20 @@ class Running:
             "instances": instances,
         }
 
-    def logs(self, name: str) -> dict[str, Path]:
-        """The log files of the instance *name*, which is up.
+    def log_command(self, name: str, service: str | None, *, follow: bool) -> list[str]:
+        """The command in the instance *name*, which is up, that prints the log of *service*.
 
-        :raises LabError: when it cannot be asked.
+        Without a service, it prints the ends of all.
+
+        :raises LabError: when there is no such service.
         """
         host = next(host for host in self.hosts_up() if host.name == name)
-        return self.stack.logs(self.lab, host, self.connect)
+        known = self.stack.logs(self.lab, host, self.connect)
+        if service is not None and service not in known:
+            raise LabError(f"unknown service {service!r}: known are {', '.join(sorted(known))}")
+        lines = "+1" if service and not follow else "20"
+        services = [service] if service else known
+        return self.stack.log_command(self.lab, host, services, lines=lines, follow=follow)
 
     def _stop_surplus(self) -> None:
         """Stop instances that the lab had and, after another ``-n``, has no more."""
@@ -162,16 +177,28 @@ def destroy(root: Path) -> None:
     state = root.absolute() / ".lab"
     if state.exists():
         with locked(state, "destroy"):
-            try:
-                running = Running.of(root)
+            running = _readable(root)
+            if running is not None:
                 hosts = running.hosts_up()
                 running.stack.destroy(running.lab, hosts, running.connect)
                 running.provider.destroy()
-            except LabError as error:
-                print(f"note: {error}; removing by force", file=sys.stderr)
             processes.stop_all(state)
             _remove(state)
     tmux.remove()
+
+
+def _readable(root: Path) -> Running | None:
+    """The lab, unless lab.yaml is wrong: what is on this machine can be removed without it.
+
+    :raises LabError: when lab.yaml is wrong and there may be more than that.
+    """
+    try:
+        return Running.of(root)
+    except LabError as error:
+        if Choices.of(root / ".lab").provider not in (None, "auto", "local"):
+            raise
+        print(f"note: {error}; removing by force", file=sys.stderr)
+        return None
 
 
 @contextmanager

@@ -106,6 +106,13 @@ class Remote:
 
         self._guarded(write)
 
+    def upload(self, content: bytes, path: Path | str) -> None:
+        """Write *content* to the file *path* of the host.
+
+        :raises LabError: when the host is out of reach or the file cannot be written.
+        """
+        self._guarded(lambda connection: connection.sftp().putfo(io.BytesIO(content), str(path)))
+
     def close(self) -> None:
         """Close the connection; a later call opens it again."""
         with self._opening:
@@ -132,7 +139,7 @@ class Remote:
 
 
 def _open(ssh_config: Path, name: str) -> fabric.Connection:
-    """A connection to *name* that accepts the host keys of *ssh_config* only, where it has some."""
+    """A connection to *name* that accepts the known hosts of *ssh_config* only."""
     import fabric  # noqa: PLC0415 - slow to import
     import paramiko  # noqa: PLC0415
 
@@ -154,8 +161,11 @@ def _open(ssh_config: Path, name: str) -> fabric.Connection:
         runtime_ssh_path=str(ssh_config), overrides={"runners": {"remote": Runner}}
     )
     connection = fabric.Connection(name, config=config, connect_timeout=10)
-    for keys in connection.ssh_config.get("userknownhostsfile", "").split():
-        connection.client.load_host_keys(keys)
+    # Vagrant's own configuration checks nothing: it has just made the machine.
+    if connection.ssh_config.get("stricthostkeychecking") not in ("no", "false", "off"):
+        for keys in connection.ssh_config.get("userknownhostsfile", "").split():
+            if Path(keys).exists():
+                connection.client.load_host_keys(keys)
         connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
     connection.open()
     return connection

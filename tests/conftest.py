@@ -14,6 +14,8 @@ import pytest
 
 from lab.description import Lab, load
 from lab.processes import INSTANCE_MARK, LAB_MARK
+from lab.providers import provider
+from lab.providers.base import Host
 from lab.tmux import SOCKET_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +31,10 @@ class RunningLab:
     @property
     def ssh_config(self) -> Path:
         return self.description.state / "ssh_config"
+
+    def host(self, name: str) -> Host:
+        """Where the instance *name* lives, as its provider says."""
+        return next(host for host in provider(self.description).hosts() if host.name == name)
 
     def setup_env(
         self, *arguments: str, stdin: str = "", check: bool = True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.description import Lab
@@ -17,7 +17,8 @@ class Host:
 
     *directory* is the instance's own, *shared* belongs to all instances on the same host, *home*
     is where a login lands; *source* is this repository there, *python* a Python to base virtual
-    environments on, *uv* the path of uv.
+    environments on, *uv* the path of uv; *environment* has the variables by which packages are
+    fetched there.
     """
 
     name: str
@@ -28,6 +29,15 @@ class Host:
     source: Path
     python: str
     uv: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stack needs of each host: Debian packages, and whether its user may become root."""
+
+    packages: tuple[str, ...] = ()
+    root: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class Provider(ABC):
     name: str
     #: Debian packages that it needs on this machine.
     debian_packages: tuple[str, ...] = ()
+    #: Whether its hosts are this machine.
+    is_here: bool = False
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -56,8 +68,10 @@ class Provider(ABC):
         return self.lab.state / "ssh_config"
 
     @abstractmethod
-    def up(self, names: Sequence[str], steps: Steps) -> list[Host]:
-        """Bring the hosts *names* up, from any state; ssh reaches them afterwards.
+    def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
+        """Bring the hosts *names* up, from any state, with what a stack *needs* of them.
+
+        Afterwards ssh reaches them.
 
         :raises LabError: when one of them cannot be brought up.
         """

@@ -20,11 +20,14 @@ from lab import processes
 from lab.bootstrap import base_python
 from lab.description import Instance
 from lab.errors import LabError
-from lab.providers.base import Finding, Host, Provider
+from lab.providers import logins
+from lab.providers.base import Finding, Host, Needs, Provider
 from lab.steps import Steps
 
 SSH_PORT = 2222
 
+#: Variables by which a user tells uv where packages come from, and how to trust that place.
+_PACKAGE_VARIABLES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # sshd's privilege separation directory, compiled in; only a root's sshd asks for it.
 _PRIVSEP = Path("/run/sshd")
@@ -59,32 +62,6 @@ X11Forwarding no
 MaxStartups 100
 MaxSessions 100
 Subsystem sftp /usr/lib/openssh/sftp-server
-""")
-
-_LOGIN = Template("""\
-#!/bin/bash
-# What every login to $name runs (ForceCommand of its sshd): a shell, or the one command that was
-# asked for, with the profile that the stack wrote.
-cd "$$HOME" || exit
-if [[ -r .profile ]]; then
-    # shellcheck disable=SC1091
-    . ./.profile
-fi
-if [[ -n $${SSH_ORIGINAL_COMMAND+given} ]]; then
-    command=$$SSH_ORIGINAL_COMMAND
-    unset SSH_ORIGINAL_COMMAND
-    exec bash -c "$$command"
-fi
-if [[ ! -t 0 ]]; then
-    exec bash
-fi
-exec bash --noprofile --rcfile "$directory/bashrc" -i
-""")
-
-_BASHRC = Template("""\
-# An interactive shell in $name.
-unset PROMPT_COMMAND
-PS1='stack@$name:\\w$$ '
 """)
 
 _SSH_CONFIG = Template("""\
@@ -160,13 +137,18 @@ class Local(Provider):
 
     name = "local"
     debian_packages = ("openssh-client", "openssh-server")
+    is_here = True
 
     @property
     def _directory(self) -> Path:
         return self.lab.state / "provider"
 
-    def up(self, names: Sequence[str], steps: Steps) -> list[Host]:
+    def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
         """Give each of *names* its directory and its sshd."""
+        if needs.root:
+            raise LabError(
+                "this stack takes over a whole machine: use it with --provider vagrant or hosts"
+            )
         instances = [one for one in self.lab.instances if one.name in names]
         for one in instances:
             if not one.address.is_loopback:
@@ -238,6 +220,11 @@ class Local(Provider):
             source=self.lab.root,
             python=base_python(),
             uv=_uv(),
+            environment={
+                name: value
+                for name, value in os.environ.items()
+                if name.upper().startswith(_PACKAGE_VARIABLES)
+            },
         )
 
     def _values(self, instance: Instance, sshd: str) -> dict[str, str]:
@@ -264,7 +251,7 @@ class Local(Provider):
             directory.mkdir(parents=True, exist_ok=True)
         state.chmod(0o711)
         provider.chmod(0o700)
-        key = _key(provider / "key")
+        key = logins.key(provider / "key")
         ssh_config = "# Made by setup-env.py: ssh -F with this file reaches every instance.\n"
         supervisor = _SUPERVISOR.substitute(state=state, provider=provider)
         known_hosts = ""
@@ -276,13 +263,13 @@ class Local(Provider):
             ssh_config += "\n" + _SSH_CONFIG.substitute(values)
             marks = values["marks"].replace(" ", ",")
             supervisor += _SUPERVISOR_PROGRAM.substitute(values | {"marks": marks})
-            host_key = _key(directory / "ssh/host_key")
+            host_key = logins.key(directory / "ssh/host_key")
             known_hosts += f"[{one.address}]:{SSH_PORT} {host_key}\n"
             _write(directory / "ssh/authorized_keys", f"{key}\n")
             if _write(directory / "ssh/sshd_config", _SSHD_CONFIG.substitute(values)):
                 changed.append(one.name)
-            _write(directory / "bashrc", _BASHRC.substitute(values))
-            _write(directory / "login", _LOGIN.substitute(values), 0o755)
+            _write(directory / "bashrc", logins.bashrc(one.name))
+            _write(directory / "login", logins.login(one.name, directory), 0o755)
         _write(provider / "known_hosts", known_hosts)
         _write(provider / "supervisord.conf", supervisor)
         _write(self.ssh_config, ssh_config)
@@ -427,21 +414,6 @@ def _uv() -> str:
     if found is None:
         raise LabError(f"uv is missing in {sys.prefix}: remove .venv and try again")
     return found
-
-
-def _key(path: Path) -> str:
-    """The public half of the key at *path*, which is made where it is missing or half made."""
-    public = path.with_name(path.name + ".pub")
-    if not public.exists() or not public.read_text().strip():
-        path.unlink(missing_ok=True)
-        public.unlink(missing_ok=True)
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "openstackoid", "-f", str(path)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
-        )
-    return public.read_text().strip()
 
 
 def _write(path: Path, text: str, mode: int = 0o600) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from lab.description import Lab
-from lab.providers.base import Finding, Host
+from lab.description import PROXY_PORT, Lab
+from lab.passwords import passwords
+from lab.providers.base import Host, Needs
 from lab.ssh import Remote
 from lab.steps import Steps
 
@@ -41,8 +41,10 @@ class Stack(ABC):
 
     #: As it is called in lab.yaml.
     name: str
-    #: Debian packages that it needs on each host.
-    debian_packages: tuple[str, ...] = ()
+    #: What it needs of each host.
+    needs: Needs = Needs()
+    #: The accounts that get a generated password in each instance, ``admin`` among them.
+    accounts: tuple[str, ...] = ("admin",)
 
     @abstractmethod
     def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
@@ -64,13 +66,37 @@ class Stack(ABC):
         """The state of the OpenStack on *host*, which ssh reaches."""
 
     @abstractmethod
-    def logs(self, lab: Lab, host: Host, connect: Connect) -> dict[str, Path]:
-        """The log file on *host* of each service, the proxy included."""
+    def logs(self, lab: Lab, host: Host, connect: Connect) -> tuple[str, ...]:
+        """What on *host* has a log, the proxy included."""
 
     @abstractmethod
-    def clouds(self, lab: Lab) -> dict[str, Any]:
-        """The content of ``clouds.yaml``: one cloud per instance, called like it."""
+    def log_command(
+        self, lab: Lab, host: Host, services: Sequence[str], *, lines: str, follow: bool
+    ) -> list[str]:
+        """The command on *host* that prints the logs of *services*.
 
-    def doctor(self) -> list[Finding]:
-        """What else than packages this stack needs from the machine, present or missing."""
-        return []
+        *lines* is how many of the last, or ``+1`` for all, as for tail(1); with *follow* it goes
+        on with what comes in.
+        """
+
+    def clouds(self, lab: Lab) -> dict[str, Any]:
+        """The content of ``clouds.yaml``: each instance's administrator, through its own proxy."""
+        return {
+            "clouds": {
+                instance.name: {
+                    # Not "password": its discovery hides what the proxy says of a bad scope.
+                    "auth_type": "v3password",
+                    "auth": {
+                        "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
+                        "username": "admin",
+                        "password": passwords(lab, instance.name, self.accounts)["admin"],
+                        "project_name": "admin",
+                        "user_domain_name": "Default",
+                        "project_domain_name": "Default",
+                    },
+                    "region_name": instance.name,
+                    "identity_api_version": 3,
+                }
+                for instance in lab.instances
+            }
+        }

@@ -6,33 +6,29 @@ This is the orchestrator's side; :mod:`lab.wheels` does the work on each host.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lab.description import PROXY_PORT, Lab
 from lab.errors import LabError
-from lab.providers.base import Host
+from lab.passwords import passwords
+from lab.providers.base import Host, Needs
 from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
 from lab.steps import Step, Steps
 from lab.wheels.layout import Layout
 from lab.wheels.programs import programs
 from lab.wheels.spec import ACCOUNTS, Spec
 
-#: Variables by which a user tells uv where packages come from, and how to trust that place.
-_PACKAGE_VARIABLES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-
 
 class Wheels(Stack):
     """OpenStack from PyPI with MariaDB, RabbitMQ and HAProxy from Debian."""
 
     name = "wheels"
-    debian_packages = ("haproxy", "mariadb-server", "rabbitmq-server")
+    needs = Needs(packages=("haproxy", "mariadb-server", "rabbitmq-server"))
+    accounts = ACCOUNTS
 
     def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
         """Install and start OpenStack on all *hosts* side by side."""
@@ -45,7 +41,7 @@ class Wheels(Stack):
                 remote.run(
                     [host.python, installer, host.uv, str(host.source), str(host.shared)],
                     on_line=step.log,
-                    env=_package_environment(),
+                    env=host.environment,
                 )
             self._host_up(lab, host, connect, steps)
             remote.run(["mkdir", "-p", str(host.home / ".config" / "openstack")])
@@ -73,32 +69,16 @@ class Wheels(Stack):
         ]
         return InstanceStatus(host.name, host.address, services, dict(answer.get("peers", {})))
 
-    def logs(self, lab: Lab, host: Host, connect: Connect) -> dict[str, Path]:
-        """One log per program, by its name under supervisor."""
-        layout = Layout(_spec(lab, host))
-        return {program.name: layout.log / f"{program.name}.log" for program in programs(layout)}
+    def logs(self, lab: Lab, host: Host, connect: Connect) -> tuple[str, ...]:
+        """Every program that supervisor runs."""
+        return tuple(program.name for program in programs(Layout(_spec(lab, host))))
 
-    def clouds(self, lab: Lab) -> dict[str, Any]:
-        """One cloud per instance: its administrator, through its own proxy."""
-        return {
-            "clouds": {
-                instance.name: {
-                    # Not "password": its discovery hides what the proxy says of a bad scope.
-                    "auth_type": "v3password",
-                    "auth": {
-                        "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
-                        "username": "admin",
-                        "password": passwords(lab, instance.name)["admin"],
-                        "project_name": "admin",
-                        "user_domain_name": "Default",
-                        "project_domain_name": "Default",
-                    },
-                    "region_name": instance.name,
-                    "identity_api_version": 3,
-                }
-                for instance in lab.instances
-            }
-        }
+    def log_command(
+        self, lab: Lab, host: Host, services: Sequence[str], *, lines: str, follow: bool
+    ) -> list[str]:
+        """One file per program, shown by tail."""
+        paths = [str(Layout(_spec(lab, host)).log / f"{name}.log") for name in services]
+        return ["tail", "-n", lines, *(["-F"] if follow else []), "--", *paths]
 
     def _host_up(self, lab: Lab, host: Host, connect: Connect, steps: Steps) -> None:
         """Have the host bring its instance up; its steps become ours."""
@@ -172,23 +152,6 @@ class _Events:
             context.__exit__(type(error) if error else None, error, None)
 
 
-def passwords(lab: Lab, name: str) -> dict[str, str]:
-    """The generated passwords of the instance *name*, by account; made when first asked for."""
-    path = lab.state / "secrets" / f"{name}.json"
-    known: dict[str, str] = {}
-    if path.exists():
-        known = json.loads(path.read_text())
-    if all(account in known for account in ACCOUNTS):
-        return known
-    known = {account: secrets.token_hex(16) for account in ACCOUNTS} | known
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        json.dump(known, stream)
-    draft.replace(path)
-    return known
-
-
 def _spec(lab: Lab, host: Host) -> Spec:
     return Spec(
         name=host.name,
@@ -198,16 +161,8 @@ def _spec(lab: Lab, host: Host) -> Spec:
         home=str(host.home),
         peers={peer.name: f"{peer.address}:{PROXY_PORT}" for peer in lab.peers(host.name)},
         issuers=lab.issuers(host.name),
-        passwords=passwords(lab, host.name),
+        passwords=passwords(lab, host.name, ACCOUNTS),
         flavors=tuple(flavor.model_dump() for flavor in lab.flavors),
         networks=tuple(network.model_dump(mode="json") for network in lab.networks),
         image=lab.image.model_dump(mode="json"),
     )
-
-
-def _package_environment() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name.upper().startswith(_PACKAGE_VARIABLES)
-    }

@@ -14,7 +14,8 @@ from pathlib import Path
 import amqp
 import pymysql
 
-from lab.wheels import configure, database, image, launch
+from lab import image
+from lab.wheels import configure, database, launch
 from lab.wheels.forkserver import KINDS, retire
 from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import fork_servers, programs, service_environment
@@ -117,7 +118,8 @@ class Instance:
         self._wait("nova-compute", self._compute_counts_as_up)
 
     def _fill(self) -> None:
-        self._client("resources", {"IMAGE": str(self._image())})
+        file = image.obtain(self.layout.spec.image["url"], self.layout.shared, self._note)
+        self._client("resources", {"IMAGE": str(file)})
         self._run("nova", "nova.cmd.manage:main", "nova-manage", "cell_v2", "discover_hosts")
 
     def _bootstrap(self) -> None:
@@ -138,16 +140,6 @@ class Instance:
             f"--bootstrap-public-url={self.layout.endpoint('identity')}",
             environment={"OS_BOOTSTRAP_PASSWORD": spec.passwords["admin"]},
         )
-
-    def _image(self) -> Path:
-        """The file to make the image of; where the real one is out of reach, a placeholder."""
-        url = self.layout.spec.image["url"]
-        if url:
-            try:
-                return image.fetch(url, self.layout.shared)
-            except image.ImageError as error:
-                self._note(f"{error}; the image is a placeholder")
-        return image.placeholder(self.layout.data)
 
     def _client(self, phase: str, environment: Mapping[str, str] | None = None) -> None:
         whole = {"SPEC": self.layout.spec.to_json(), **(environment or {})}

@@ -17,7 +17,7 @@ from openstack.identity.v3._proxy import Proxy as IdentityProxy
 from openstack.identity.v3.project import Project
 from openstack.identity.v3.user import User
 
-from lab.wheels.image import PLACEHOLDER, disk_format
+from lab.offers import Offers, create
 from lab.wheels.layout import APIS, Layout
 from lab.wheels.spec import Spec
 
@@ -91,51 +91,14 @@ def create_accounts(layout: Layout) -> None:
 
 
 def create_resources(layout: Layout) -> None:
-    """Make the flavors, the networks and the image."""
-    cloud = connect(layout)
-    for flavor in layout.spec.flavors:
-        if cloud.compute.find_flavor(flavor["name"]) is None:
-            cloud.compute.create_flavor(**flavor)
-    for network in layout.spec.networks:
-        _network(cloud, network["name"], network["cidr"])
-    _image(cloud, layout.spec, Path(os.environ["IMAGE"]))
+    """Make what lab.yaml lists; the image's file is in ``IMAGE``."""
+    spec = layout.spec
+    offers = Offers(spec.flavors, spec.networks, spec.image)
+    create(connect(layout), offers, Path(os.environ["IMAGE"]))
 
 
 def _project(identity: IdentityProxy, name: str) -> Project:
     return identity.find_project(name) or identity.create_project(name=name)
-
-
-def _network(cloud: Connection, name: str, cidr: str) -> None:
-    network = cloud.network.find_network(name) or cloud.network.create_network(
-        name=name, is_shared=True
-    )
-    if not network.subnet_ids:
-        cloud.network.create_subnet(
-            network_id=network.id, name=f"{name}-subnet", ip_version=4, cidr=cidr
-        )
-
-
-def _image(cloud: Connection, spec: Spec, file: Path) -> None:
-    name = spec.image["name"]
-    for image in cloud.image.images(name=name):
-        if image.status == "active":
-            return
-        cloud.image.delete_image(image.id)
-    properties = {}
-    if file.name == PLACEHOLDER:
-        properties = {
-            "openstackoid_placeholder": "true",
-            "description": "a placeholder for the fake hypervisor, which boots nothing",
-        }
-    cloud.image.create_image(
-        name=name,
-        filename=str(file),
-        disk_format=disk_format(file),
-        container_format="bare",
-        visibility="public",
-        validate_checksum=False,
-        meta=dict(properties),
-    )
 
 
 def main() -> None:

@@ -25,6 +25,6 @@ def host(lab: RunningLab, instance: Instance) -> Host:
 
 
 @pytest.fixture
-def directory(host: Host) -> Path:
-    """The instance's own directory on its host: it holds the home directory."""
-    return Path(host.check_output("pwd")).parent
+def directory(lab: RunningLab, instance: Instance) -> Path:
+    """The instance's own directory on its host."""
+    return lab.host(instance.name).directory

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import testinfra
 
@@ -24,7 +22,7 @@ def test_no_secret_of_one_instance_is_one_of_another(lab: RunningLab, secret: st
     found = []
     for name in lab.description.names:
         host = testinfra.get_host(f"ssh://{name}", ssh_config=str(lab.ssh_config))
-        directory = str(Path(host.check_output("pwd")).parent)
-        found.append(host.check_output(SECRETS[secret], directory))
+        directory = lab.host(name).directory
+        found.append(host.check_output(SECRETS[secret], str(directory)))
     assert all(found)
     assert len(set(found)) == len(lab.description.names)

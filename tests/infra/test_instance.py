@@ -13,7 +13,6 @@ from lab.description import Instance
 from tests.conftest import ROOT, RunningLab
 
 PORTS = {
-    "ssh": 2222,
     "mariadb": 3306,
     "rabbitmq": 5672,
     "identity": 5000,
@@ -109,9 +108,16 @@ def test_keystone_has_no_public_endpoint_that_would_drop_the_scope(
     assert not configuration.contains("^public_endpoint")
 
 
-@pytest.mark.parametrize("secret", ["etc", "data", "home/.config/openstack/clouds.yaml"])
+@pytest.mark.parametrize("secret", ["etc", "data"])
 def test_what_is_secret_is_closed_to_others(host: Host, directory: Path, secret: str) -> None:
     assert host.file(str(directory / secret)).mode & 0o077 == 0
+
+
+def test_the_passwords_of_clients_are_closed_to_others(
+    host: Host, lab: RunningLab, instance: Instance
+) -> None:
+    clouds = lab.host(instance.name).home / ".config/openstack/clouds.yaml"
+    assert host.file(str(clouds)).mode & 0o077 == 0
 
 
 def test_the_image_says_that_it_is_a_placeholder(host: Host, lab: RunningLab) -> None:

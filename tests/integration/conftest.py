@@ -43,7 +43,7 @@ class Shell:
 
     @cached_property
     def directory(self) -> Path:
-        return Path(self.run("pwd").strip()).parent
+        return self.lab.host(self.name).directory
 
     @cached_property
     def image(self) -> str:
@@ -57,7 +57,7 @@ class Shell:
 
     def proxy_log(self, since: int = 0) -> list[LogLine]:
         """What the proxy has served, from the line *since* on."""
-        lines = self.run("cat", str(self.directory / "log" / "haproxy.log")).splitlines()
+        lines = self.lab.setup_env("logs", self.name, "haproxy").stdout.splitlines()
         return list(filter(None, map(parse_log_line, lines)))[since:]
 
 

@@ -43,8 +43,13 @@ class Placeholder(Stack):
         peers = {peer.name: "UP" for peer in lab.peers(host.name)}
         return InstanceStatus(host.name, host.address, [ServiceState("sleep", "running")], peers)
 
-    def logs(self, lab: Lab, host: Host, connect: Connect) -> dict[str, Path]:
-        return {"sleep": host.directory / "service.log"}
+    def logs(self, lab: Lab, host: Host, connect: Connect) -> tuple[str, ...]:
+        return ("sleep",)
+
+    def log_command(
+        self, lab: Lab, host: Host, services: Sequence[str], *, lines: str, follow: bool
+    ) -> list[str]:
+        return ["cat", f"{host.directory}/service.log"]
 
     def clouds(self, lab: Lab) -> dict[str, Any]:
         return {"clouds": {name: {"region_name": name} for name in lab.names}}

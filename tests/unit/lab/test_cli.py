@@ -132,9 +132,7 @@ def test_some_instances_can_be_brought_up_and_halted_by_name(sandbox: Sandbox) -
         (["halt", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
         (["ssh", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
         (["logs", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
-        (["up", "--stack", "devstack"], "the stack devstack is not there yet"),
-        (["up", "--provider", "vagrant"], "the provider vagrant is not there yet"),
-        (["up", "--provider", "hosts"], "the provider hosts is not there yet"),
+        (["up", "--provider", "vagrant", "-n", "3"], "list them in lab.yaml"),
         (["attach"], "the lab is down: ./setup-env.py up"),
     ],
 )
@@ -145,6 +143,16 @@ def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(
     assert line.startswith("error: ")
     assert said in line
     assert not sandbox.state.exists()
+
+
+def test_a_lab_keeps_its_provider_until_it_is_destroyed(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "InstanceOne")
+    line = sandbox.error("up", "--provider", "hosts")
+    assert line == (
+        "error: the lab has the provider local: ./setup-env.py destroy, then it can have the "
+        "provider hosts"
+    )
+    assert up_names(sandbox) == ["InstanceOne"]
 
 
 @pytest.mark.parametrize("arguments", [["up", "-n", "0"], ["up", "--stack", "x"], ["fly"], ["ssh"]])
@@ -303,8 +311,9 @@ def test_destroy_works_from_inside_of_the_lab(sandbox: Sandbox) -> None:
 def test_doctor_names_what_is_missing_and_what_is_there(sandbox: Sandbox) -> None:
     said = sandbox.ok("doctor")
     assert "✔ package openssh-server" in said
-    assert "provider vagrant\n  ✘ this provider: the provider vagrant is not there yet" in said
-    assert "stack devstack\n  ✘ this stack: the stack devstack is not there yet" in said
+    assert "provider vagrant\n" in said
+    assert "a hypervisor for Vagrant" in said
+    assert "stack devstack\n" in said
 
 
 def test_an_up_that_fails_shows_the_step_and_its_log(sandbox: Sandbox) -> None:

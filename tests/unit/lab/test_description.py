@@ -29,7 +29,7 @@ def tmp_path() -> Iterator[Path]:
 
 
 def test_the_repositorys_lab_has_two_instances_and_devstacks_flavors() -> None:
-    lab = load(ROOT, Choices())
+    lab = load(ROOT, Choices(provider="local"))
     assert [(one.name, str(one.address)) for one in lab.instances] == [
         ("InstanceOne", "127.0.1.1"),
         ("InstanceTwo", "127.0.2.1"),
@@ -39,17 +39,50 @@ def test_the_repositorys_lab_has_two_instances_and_devstacks_flavors() -> None:
         ("m1.tiny", 1, 512, 1),
         ("m1.small", 1, 2048, 20),
     ]
-    assert (lab.provider, lab.stack, lab.image.name) == ("auto", "wheels", "cirros")
+    assert (lab.provider, lab.stack, lab.image.name) == ("local", "wheels", "cirros")
     assert [(n.name, str(n.cidr)) for n in lab.networks] == [("private", "10.0.0.0/26")]
     assert lab.issuers("InstanceOne") == ("InstanceOne", "InstanceTwo")
     assert lab.state == ROOT / ".lab"
 
 
 def test_a_number_makes_that_many_instances(tmp_path: Path) -> None:
-    lab = described(tmp_path, TWO, Choices(number=21))
+    patterns = "addresses: {local: 127.0.%d.1}\n"
+    lab = described(tmp_path, TWO + patterns, Choices(number=21))
     assert lab.names[:3] == ("InstanceOne", "InstanceTwo", "InstanceThree")
     assert lab.names[-1] == "InstanceTwentyOne"
     assert str(lab.instance("InstanceTwentyOne").address) == "127.0.21.1"
+
+
+def test_the_nth_instance_without_an_address_gets_the_providers_nth(tmp_path: Path) -> None:
+    text = (
+        "instances: [{name: A}, {name: B, address: 127.9.9.9}, {name: C}]\n"
+        "addresses: {local: 127.0.%d.1, vagrant: 192.0.2.1%d}\n"
+    )
+
+    def addresses(provider: str) -> list[str]:
+        lab = described(tmp_path, text, Choices().updated(None, provider, None))
+        return [str(one.address) for one in lab.instances]
+
+    assert addresses("local") == ["127.0.1.1", "127.9.9.9", "127.0.3.1"]
+    assert addresses("vagrant") == ["192.0.2.11", "127.9.9.9", "192.0.2.13"]
+
+
+def test_auto_is_local_where_vagrant_does_not_work_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    machines = "vagrant: {box: x, cpus: 1, memory: 512}\n"
+    lab = described(tmp_path, TWO + machines)
+    assert (lab.provider, lab.because) == ("local", "there is no Vagrant")
+
+    (tmp_path / "bin/vagrant").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/vagrant").chmod(0o755)
+    lab = described(tmp_path, TWO + machines)
+    assert (lab.provider, lab.because) == (
+        "local",
+        "Vagrant is here, but virtualbox and libvirt do not work",
+    )
 
 
 @pytest.mark.parametrize("number", [-1, 100])
@@ -60,10 +93,11 @@ def test_a_number_out_of_range_is_refused(tmp_path: Path, number: int) -> None:
 
 def test_choices_are_kept_until_they_are_removed(tmp_path: Path) -> None:
     Choices().updated(3, None, None).keep(tmp_path / "r/.lab")
-    assert len(described(tmp_path, TWO).instances) == 3
+    text = TWO + "addresses: {local: 127.0.%d.1}\n"
+    assert len(described(tmp_path, text).instances) == 3
     Choices.of(tmp_path / "r/.lab").updated(None, "local", None).keep(tmp_path / "r/.lab")
-    assert len(described(tmp_path, TWO).instances) == 3
-    assert described(tmp_path, TWO).provider == "local"
+    assert len(described(tmp_path, text).instances) == 3
+    assert described(tmp_path, text).provider == "local"
     (tmp_path / "r/.lab/choices.json").unlink()
     assert described(tmp_path, TWO).names == ("A", "B")
 
@@ -112,6 +146,20 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         (
             "instances: [{name: A, address: 127.0.1.1}, {name: B, address: 127.0.1.1}]\n",
             r"the address '127.0.1.1' stands twice",
+        ),
+        ("instances: [{name: A}]\n", r"the key 'instances.0.address' is missing"),
+        (TWO + "addresses: {local: 127.0.1.1}\n", r"addresses.local: '127.0.1.1' is no pattern"),
+        (TWO + "addresses: {local: 127.%d.%d.1}\n", r"addresses.local: .* is no pattern"),
+        (TWO + "vagrant: {box: x, cpus: 1}\n", r"the key 'vagrant.memory' is missing: allowed"),
+        (
+            TWO + "vagrant: {box: x, cpus: 1, memory: 512, provider: xen}\n",
+            r"vagrant.provider: 'xen' is not allowed; use 'virtualbox'",
+        ),
+        (TWO + "devstack: {settings: {a b: 1}}\n", r"'a b' is no variable"),
+        (TWO + "mirrors: {pip: nonsense}\n", r"mirrors.pip: .*URL"),
+        (
+            "instances: [{name: A, address: 192.0.2.1, ssh: '-oProxyCommand=x'}]\n",
+            r"instances.0.ssh: .* is no place for ssh: write \[USER@\]HOST",
         ),
         ("a: [\nb: ]]\n", r"no YAML: .* in line 2"),
         ("- a\n", r"allowed are provider"),

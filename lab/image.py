@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 #: Name of the file that stands for a real image.
@@ -43,10 +45,26 @@ def fetch(url: str, shared: Path) -> Path:
     return path
 
 
+def obtain(url: str | None, shared: Path, note: Callable[[str], None]) -> Path:
+    """The file to make the image of, in *shared*; a placeholder where *url* is out of reach.
+
+    *note* is told of the latter.
+    """
+    if url:
+        try:
+            return fetch(url, shared)
+        except ImageError as error:
+            note(f"{error}; the image is a placeholder")
+    return placeholder(shared)
+
+
 def placeholder(directory: Path) -> Path:
     """A file of zeros in *directory*, for a hypervisor that boots nothing."""
     path = directory / PLACEHOLDER
-    path.write_bytes(bytes(PLACEHOLDER_SIZE))
+    if not path.exists() or path.stat().st_size != PLACEHOLDER_SIZE:
+        draft = path.with_name(f".{PLACEHOLDER}.{os.getpid()}")
+        draft.write_bytes(bytes(PLACEHOLDER_SIZE))
+        draft.replace(path)
     return path
 
 

@@ -1,0 +1,99 @@
+"""The provider ``hosts``: machines that are there already, and stay when the lab goes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from lab.description import Instance
+from lab.errors import LabError
+from lab.providers import provision
+from lab.providers.base import Finding
+from lab.providers.machines import Machines
+from lab.steps import Steps
+
+#: What of the user's own ssh configuration holds for the lab, too (``ssh -G``, ssh_config(5)).
+_OPTIONS = frozenset(
+    {
+        "hostname",
+        "port",
+        "user",
+        "identityfile",
+        "identitiesonly",
+        "userknownhostsfile",
+        "stricthostkeychecking",
+        "proxycommand",
+        "proxyjump",
+    }
+)
+
+
+class Hosts(Machines):
+    """Machines that ``ssh`` in lab.yaml says how to reach, by default their address."""
+
+    name = "hosts"
+    debian_packages = ("openssh-client",)
+
+    def halt(self, names: Sequence[str]) -> None:
+        """End what runs for the instances; the machines go on."""
+        for name in names:
+            if self.is_up(name):
+                provision.end_processes(self.administrator(name))
+
+    def destroy(self) -> None:
+        """Take everything off the machines that was put there.
+
+        :raises LabError: when one of them is out of reach.
+        """
+        known = [name for name in self.lab.names if name in self._doors() or self._was_begun(name)]
+        with ThreadPoolExecutor(len(known) or 1) as pool:
+            list(pool.map(lambda name: provision.remove(self.administrator(name)), known))
+
+    def doctor(self) -> list[Finding]:
+        """Whether ssh gets into each of the machines."""
+        return [
+            Finding(
+                f"ssh {_target(one)} for {one.name}",
+                subprocess.run(
+                    ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *_words(one), "true"],
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=False,
+                ).returncode
+                == 0,
+                "ssh in lab.yaml names a place where your key lets you in",
+            )
+            for one in self.lab.instances
+        ]
+
+    def _was_begun(self, name: str) -> bool:
+        return (self._directory / f"{name}.administrator").exists()
+
+    def _start(self, names: Sequence[str], steps: Steps) -> Mapping[str, str]:
+        """Find out how ssh gets there; they run already."""
+        return {name: _section(self.lab.instance(name)) for name in names}
+
+
+def _target(instance: Instance) -> str:
+    return instance.ssh or str(instance.address)
+
+
+def _words(instance: Instance) -> list[str]:
+    place, _, port = _target(instance).partition(":")
+    return ["-p", port, place] if port else [place]
+
+
+def _section(instance: Instance) -> str:
+    """The user's own ssh configuration for the place of *instance*, under the instance's name."""
+    shown = subprocess.run(
+        ["ssh", "-G", *_words(instance)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if shown.returncode != 0:
+        raise LabError(f"{instance.name}: ssh {_target(instance)}: {shown.stderr.strip()}")
+    options = [line for line in shown.stdout.splitlines() if line.split(" ")[0] in _OPTIONS]
+    return f"Host {instance.name}\n" + "".join(f"    {line}\n" for line in options)

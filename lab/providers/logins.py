@@ -1,0 +1,58 @@
+"""What a login to an instance finds, whatever provider its host is from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from string import Template
+
+_LOGIN = Template("""\
+#!/bin/bash
+# What every login to $name runs (ForceCommand of its sshd): a shell, or the one command that was
+# asked for, with the profile that the stack wrote.
+cd "$$HOME" || exit
+if [[ -r .profile ]]; then
+    # shellcheck disable=SC1091
+    . ./.profile
+fi
+if [[ -n $${SSH_ORIGINAL_COMMAND+given} ]]; then
+    command=$$SSH_ORIGINAL_COMMAND
+    unset SSH_ORIGINAL_COMMAND
+    exec bash -c "$$command"
+fi
+if [[ ! -t 0 ]]; then
+    exec bash
+fi
+exec bash --noprofile --rcfile "$directory/bashrc" -i
+""")
+
+_BASHRC = Template("""\
+# An interactive shell in $name.
+unset PROMPT_COMMAND
+PS1='stack@$name:\\w$$ '
+""")
+
+
+def login(name: str, directory: Path) -> str:
+    """The script that every login to the instance *name* runs; *directory* is the instance's."""
+    return _LOGIN.substitute(name=name, directory=directory)
+
+
+def bashrc(name: str) -> str:
+    """The start of an interactive shell in the instance *name*: ``bashrc`` in its directory."""
+    return _BASHRC.substitute(name=name)
+
+
+def key(path: Path) -> str:
+    """The public half of the key at *path*, which is made where it is missing or half made."""
+    public = path.with_name(path.name + ".pub")
+    if not public.exists() or not public.read_text().strip():
+        path.unlink(missing_ok=True)
+        public.unlink(missing_ok=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "openstackoid", "-f", str(path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
+    return public.read_text().strip()

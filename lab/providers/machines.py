@@ -1,0 +1,187 @@
+"""Hosts that are machines of their own, made or found: what Vagrant's and existing ones share.
+
+Somebody who may become root comes in by ssh already; from there each machine gets a user for its
+instance, who bears the lab's key, this repository's source and the Debian packages of the stack.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lab.description import Lab
+from lab.errors import LabError
+from lab.providers import logins, provision
+from lab.providers.base import Host, Needs, Provider
+from lab.providers.provision import Administrator
+from lab.ssh import Remote
+from lab.steps import Steps
+
+#: The instance's user, and where everything of an instance is: DevStack's own choice of both.
+USER = provision.USER
+HOME = provision.HOME
+
+_PYTHON = "/usr/bin/python3"
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where ssh finds a machine: host name and port, its host keys, a proxy command if any."""
+
+    hostname: str
+    port: int
+    keys: tuple[str, ...]
+    proxy_command: str = ""
+
+    def known_hosts(self) -> str:
+        """Lines for a file of known hosts."""
+        return "".join(f"[{self.hostname}]:{self.port} {key}\n" for key in self.keys)
+
+    def ssh_config(self, name: str, provider: Path) -> str:
+        """A section for ``ssh_config``, by which the instance's user gets in."""
+        lines = [
+            f"Host {name}",
+            f"HostName {self.hostname}",
+            f"Port {self.port}",
+            f"User {USER}",
+            f"IdentityFile {provider}/key",
+            "IdentitiesOnly yes",
+            "IdentityAgent none",
+            f"UserKnownHostsFile {provider}/known_hosts",
+            "GlobalKnownHostsFile /dev/null",
+            "StrictHostKeyChecking yes",
+            "PasswordAuthentication no",
+            "LogLevel ERROR",
+        ]
+        if self.proxy_command:
+            lines.append(f"ProxyCommand {self.proxy_command}")
+        return "\n    ".join(lines) + "\n"
+
+
+class Machines(Provider):
+    """Machines that let somebody in already: ``NAME.administrator`` is the ssh_config for that."""
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
+        self._directory = lab.state / "provider"
+        self._administrators: dict[str, Administrator] = {}
+
+    @abstractmethod
+    def _start(self, names: Sequence[str], steps: Steps) -> Mapping[str, str]:
+        """Have the machines *names* run; a section of ssh_config for each's administrator.
+
+        :raises LabError: when one of them does not.
+        """
+
+    def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
+        """Start the machines, and prepare each for its instance."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
+        key = logins.key(self._directory / "key")
+        sections = self._start(names, steps)
+        for name in names:
+            (self._directory / f"{name}.administrator").write_text(sections[name])
+        preparation = provision.Preparation(
+            key, provision.Source.of(self.lab.root), needs, self.lab.mirrors
+        )
+
+        def prepare(name: str) -> Door:
+            with steps.step(name, "user, source and packages") as step:
+                administrator = self.administrator(name)
+                preparation.apply(administrator, name, step.log)
+                return self._door(name, administrator)
+
+        with ThreadPoolExecutor(len(names)) as pool:
+            doors = self._doors() | dict(zip(names, pool.map(prepare, names), strict=True))
+        self._write_doors(doors)
+        hosts = [host for host in self.hosts() if host.name in names]
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(self._install_uv, hosts))
+        return hosts
+
+    def hosts(self) -> list[Host]:
+        """The machines that were prepared."""
+        doors = self._doors()
+        return [
+            Host(
+                name=one.name,
+                address=str(one.address),
+                directory=HOME / "instance",
+                shared=HOME / "shared",
+                home=HOME,
+                source=provision.SOURCE,
+                python=_PYTHON,
+                uv=str(HOME / "shared" / "uv" / "bin" / "uv"),
+                environment=provision.environment(self.lab.mirrors),
+            )
+            for one in self.lab.instances
+            if one.name in doors
+        ]
+
+    def is_up(self, name: str) -> bool:
+        """Whether an sshd greets where that of *name* was."""
+        door = self._doors().get(name)
+        if door is None:
+            return False
+        if door.proxy_command:
+            return self._remote(name).run(["true"], check=False).ok
+        try:
+            with socket.create_connection((door.hostname, door.port), timeout=5) as connection:
+                return connection.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+    def administrator(self, name: str) -> Administrator:
+        """Who may become root on the machine *name*, which was started."""
+        if name not in self._administrators:
+            remote = Remote(self._directory / f"{name}.administrator", name)
+            self._administrators[name] = Administrator(remote)
+        return self._administrators[name]
+
+    def _remote(self, name: str) -> Remote:
+        return Remote(self.ssh_config, name)
+
+    def _door(self, name: str, administrator: Administrator) -> Door:
+        import paramiko  # noqa: PLC0415 - slow to import
+
+        config = paramiko.SSHConfig.from_path(str(self._directory / f"{name}.administrator"))
+        found = config.lookup(name)
+        return Door(
+            hostname=found["hostname"],
+            port=int(found.get("port", 22)),
+            keys=tuple(provision.host_keys(administrator)),
+            proxy_command=found.get("proxycommand", ""),
+        )
+
+    def _doors(self) -> dict[str, Door]:
+        try:
+            kept = json.loads((self._directory / "doors.json").read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise LabError(f"{self._directory}/doors.json cannot be read: {error}") from error
+        return {name: Door(**{**door, "keys": tuple(door["keys"])}) for name, door in kept.items()}
+
+    def _write_doors(self, doors: Mapping[str, Door]) -> None:
+        texts = {
+            self._directory / "doors.json": json.dumps(
+                {name: asdict(door) for name, door in doors.items()}, indent=1
+            ),
+            self._directory / "known_hosts": "".join(door.known_hosts() for door in doors.values()),
+            self.ssh_config: "# Made by setup-env.py: ssh -F with this file reaches every instance."
+            + "".join(
+                f"\n\n{door.ssh_config(name, self._directory)}" for name, door in doors.items()
+            ),
+        }
+        for path, text in texts.items():
+            draft = path.with_name(path.name + ".new")
+            draft.write_text(text)
+            draft.replace(path)
+
+    def _install_uv(self, host: Host) -> None:
+        provision.install_uv(self._remote(host.name), host)

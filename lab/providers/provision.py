@@ -1,0 +1,321 @@
+"""What is put on a machine before a stack comes: small steps, each of which may be repeated.
+
+Everything lies below the home of one user, made for it, but for what Debian has places for: the
+packages, ``sudoers.d``, ``apt.conf.d``. ``/var/lib/openstackoid`` keeps what has to be undone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from lab.description import Mirrors
+from lab.errors import LabError
+from lab.providers import logins
+from lab.providers.base import Host, Needs
+from lab.ssh import Remote, Result
+
+#: The instance's user and home, as DevStack's tools/create-stack-user.sh makes them.
+USER = "stack"
+HOME = Path("/opt/stack")
+#: This repository on the machine.
+SOURCE = HOME / "source"
+#: What of it machines need.
+PARTS = ("openstackoid", "lab", "devstack", "pyproject.toml", "constraints.txt", "README.org")
+#: What every stack needs: uv comes by venv and pip, from an index whose certificate Debian knows.
+PACKAGES = ("ca-certificates", "python3-venv")
+
+_NOTES = Path("/var/lib/openstackoid")
+_OWNER = _NOTES / "owner"
+_SUDOERS = Path("/etc/sudoers.d/50_openstackoid")
+_APT_CONF = Path("/etc/apt/apt.conf.d/95openstackoid")
+_APT_LIST = _NOTES / "sources.list"
+_PIP_CONF = Path("/etc/pip.conf")
+_PIP_MARK = "# Made by OpenStackoid's setup-env.py."
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+_OLDEST_PYTHON = (3, 11)
+
+
+class Administrator:
+    """Somebody on a machine who is root, or becomes it by sudo without a password."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+        self._prefix: list[str] | None = None
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        stdin: str | None = None,
+        check: bool = True,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Result:
+        """Run *argv* as root.
+
+        :raises LabError: when that is not allowed or, with *check*, when it fails.
+        """
+        if self._prefix is None:
+            self._prefix = self._become_root()
+        words = [*self._prefix, *map(str, argv)]
+        return self.remote.run(words, stdin=stdin, check=check, on_line=on_line)
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is anything at *path*."""
+        return self.run(["test", "-e", path], check=False).ok
+
+    def read(self, path: Path) -> str | None:
+        """What the file *path* holds; None where there is none."""
+        found = self.run(["cat", path], check=False)
+        return found.stdout if found.ok else None
+
+    def write(self, path: Path, text: str, mode: str = "0644", owner: str = "root") -> None:
+        """Have the file *path* hold *text*, whole or not at all."""
+        if self.read(path) == text:
+            return
+        draft = f"{path}.new"
+        self.run(["rm", "-f", draft])
+        self.run(["install", "-m", mode, "-o", owner, "/dev/null", draft])
+        self.run(["tee", draft], stdin=text)
+        self.run(["mv", draft, path])
+
+    def _become_root(self) -> list[str]:
+        if self.remote.run(["id", "-u"]).stdout.strip() == "0":
+            return []
+        if self.remote.run(["sudo", "-n", "true"], check=False).ok:
+            return ["sudo", "-n", "--"]
+        raise LabError(
+            f"{self.remote.name}: who comes in there may not become root: let ssh in lab.yaml name "
+            "root, or a user who may use sudo without a password"
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """This repository as a machine needs it: a tar archive, and a digest of what is in it."""
+
+    archive: bytes
+    digest: str
+
+    @classmethod
+    def of(cls, root: Path) -> Source:
+        """What is in the repository *root* now, committed or not."""
+        digest, stream = hashlib.sha256(), io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as archive:
+            for path in sorted(_files(root)):
+                name = str(path.relative_to(root))
+                digest.update(f"{name}\0".encode() + path.read_bytes())
+                archive.add(path, name)
+        return cls(stream.getvalue(), digest.hexdigest())
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for part in PARTS:
+        path = root / part
+        inside = [path] if path.is_file() else path.rglob("*")
+        yield from (one for one in inside if one.is_file() and one.parent.name != "__pycache__")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What all machines of a lab get: its public *key* lets in, and a stack *needs* some things."""
+
+    key: str
+    source: Source
+    needs: Needs
+    mirrors: Mirrors
+
+    def apply(self, administrator: Administrator, name: str, log: Callable[[str], None]) -> None:
+        """Make a machine ready for the instance *name*.
+
+        :raises LabError: when the machine is another's, too old, or a package does not come in.
+        """
+        _check_python(administrator)
+        _claim(administrator, self.key)
+        _make_user(administrator, name, self.key, may_become_root=self.needs.root)
+        _put_source(administrator, self.source)
+        _use_mirrors(administrator, self.mirrors)
+        _install_packages(administrator, (*PACKAGES, *self.needs.packages), log)
+
+
+def remove(administrator: Administrator) -> None:
+    """Take everything off a machine that :func:`prepare` put there; from any state."""
+    if not administrator.exists(_NOTES):
+        return
+    end_processes(administrator)
+    if administrator.exists(SOURCE / "lab"):
+        administrator.run(
+            ["env", "-C", SOURCE, "python3", "-B", "-m", "lab.packages", "remove", _NOTES]
+        )
+    if administrator.run(["id", "-u", USER], check=False).ok:
+        administrator.run(["userdel", "--remove", USER])
+    administrator.run(["rm", "-rf", HOME])
+    if (administrator.read(_PIP_CONF) or "").startswith(_PIP_MARK):
+        administrator.run(["rm", "-f", _PIP_CONF])
+    administrator.run(["rm", "-rf", _SUDOERS, _APT_CONF, _NOTES])
+
+
+def end_processes(administrator: Administrator) -> None:
+    """End every process of the instance's user, who has no others than ours."""
+    if not administrator.exists(_OWNER):
+        return
+    identity = administrator.run(["id", "-u", USER], check=False).stdout.strip()
+    if identity:
+        administrator.run(["pkill", "-KILL", "-u", identity], check=False)
+
+
+def host_keys(administrator: Administrator) -> list[str]:
+    """The machine's public host keys, ``TYPE KEY`` each."""
+    listing = administrator.run(
+        ["find", "/etc/ssh", "-name", "ssh_host_*_key.pub", "-exec", "cat", "{}", "+"]
+    ).stdout
+    return [" ".join(line.split()[:2]) for line in listing.splitlines() if line.strip()]
+
+
+def environment(mirrors: Mirrors) -> dict[str, str]:
+    """The variables by which pip and uv on a machine find packages, and trust where they are."""
+    found = {"PIP_CERT": _CERTIFICATES, "SSL_CERT_FILE": _CERTIFICATES}
+    if mirrors.pip:
+        found |= {"PIP_INDEX_URL": str(mirrors.pip), "UV_DEFAULT_INDEX": str(mirrors.pip)}
+    if mirrors.proxy:
+        proxy = str(mirrors.proxy).rstrip("/")
+        found |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy)
+    return found
+
+
+def install_uv(remote: Remote, host: Host) -> None:
+    """Have uv where *host* says; *remote* comes in as the instance's user."""
+    uv = Path(host.uv)
+    if remote.run(["test", "-x", str(uv)], check=False).ok:
+        return
+    environment = uv.parent.parent
+    python = str(uv.with_name("python"))
+    remote.run([host.python, "-m", "venv", "--clear", str(environment)])
+    constraints = str(host.source / "constraints.txt")
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints, "uv"]
+    remote.run(install, env=host.environment)
+
+
+def _check_python(administrator: Administrator) -> None:
+    code = "import sys; print(*sys.version_info[:2])"
+    found = administrator.run(["python3", "-c", code], check=False).stdout.split()
+    if len(found) != 2 or tuple(map(int, found)) < _OLDEST_PYTHON:  # noqa: PLR2004
+        raise LabError(
+            f"{administrator.remote.name}: its Python is {'.'.join(found) or 'missing'}, and 3.11 "
+            "is needed: take a machine with Debian 12 or later"
+        )
+
+
+def _claim(administrator: Administrator, key: str) -> None:
+    """Make sure that the machine is ours, or nobody's: what we make there we also remove."""
+    owner = administrator.read(_OWNER)
+    if owner == f"{key}\n":
+        return
+    name = administrator.remote.name
+    if owner is not None:
+        raise LabError(f"{name}: the machine has an instance of another lab: `destroy` that first")
+    signs: dict[str, list[str | Path]] = {
+        f"a user {USER}": ["id", "-u", USER],
+        str(HOME): ["test", "-e", HOME],
+    }
+    taken = [what for what, test in signs.items() if administrator.run(test, check=False).ok]
+    if taken:
+        raise LabError(
+            f"{name}: the machine has {' and '.join(taken)} already, which this lab did not make: "
+            "take another machine, or remove that"
+        )
+    administrator.run(["mkdir", "-p", _NOTES])
+    administrator.write(_OWNER, f"{key}\n")
+
+
+def _make_user(administrator: Administrator, name: str, key: str, *, may_become_root: bool) -> None:
+    if not administrator.run(["id", "-u", USER], check=False).ok:
+        administrator.run(
+            ["useradd", "--create-home", "--home-dir", HOME, "--shell", "/bin/bash", USER]
+        )
+    # DevStack's services run as others, who pass through here.
+    administrator.run(["chmod", "0755", HOME])
+    for directory, mode in ((".ssh", "0700"), ("instance", "0755"), ("shared", "0755")):
+        administrator.run(["install", "-d", "-m", mode, "-o", USER, HOME / directory])
+    login = HOME / "instance" / "login"
+    administrator.write(login, logins.login(name, login.parent), "0755", USER)
+    administrator.write(login.with_name("bashrc"), logins.bashrc(name), "0644", USER)
+    keys = f'restrict,pty,port-forwarding,command="{login}" {key}\n'
+    administrator.write(HOME / ".ssh" / "authorized_keys", keys, "0600", USER)
+    if may_become_root:
+        administrator.write(_SUDOERS, f"{USER} ALL=(ALL) NOPASSWD: ALL\n", "0440")
+
+
+def _put_source(administrator: Administrator, source: Source) -> None:
+    stamp = SOURCE / ".digest"
+    if administrator.read(stamp) == source.digest:
+        return
+    fresh = HOME / "source.new"
+    upload = administrator.remote.run(["mktemp"]).stdout.strip()
+    administrator.remote.upload(source.archive, upload)
+    administrator.run(["rm", "-rf", fresh])
+    administrator.run(["install", "-d", "-o", USER, fresh])
+    administrator.run(["tar", "-xzf", upload, "-C", fresh, "--no-same-owner"])
+    administrator.run(["rm", "-f", upload])
+    # The history by which DevStack takes the source as a plugin goes on (lab.stacks.devstack).
+    if administrator.exists(SOURCE / ".git"):
+        administrator.run(["mv", SOURCE / ".git", fresh])
+    administrator.run(["chown", "-R", f"{USER}:", fresh])
+    administrator.run(["rm", "-rf", SOURCE])
+    administrator.run(["mv", fresh, SOURCE])
+    administrator.write(stamp, source.digest, owner=USER)
+
+
+_APT_MIRROR = Template("""\
+Dir::Etc::SourceList "$list";
+Dir::Etc::SourceParts "-";
+""")
+_APT_PROXY = Template("""\
+Acquire::http::Proxy "$proxy";
+Acquire::https::Proxy "$proxy";
+""")
+
+
+def _use_mirrors(administrator: Administrator, mirrors: Mirrors) -> None:
+    """Point apt and pip at the mirrors; nothing that was there before is changed."""
+    apt = ""
+    if mirrors.apt:
+        release = administrator.run(["sh", "-c", ". /etc/os-release; echo $VERSION_CODENAME"])
+        line = f"deb {mirrors.apt} {release.stdout.strip()} main\n"
+        administrator.write(_APT_LIST, line)
+        apt += _APT_MIRROR.substitute(list=_APT_LIST)
+    if mirrors.proxy:
+        apt += _APT_PROXY.substitute(proxy=mirrors.proxy)
+    if apt:
+        administrator.write(_APT_CONF, apt)
+    else:
+        administrator.run(["rm", "-f", _APT_CONF])
+    if mirrors.pip:
+        before = administrator.read(_PIP_CONF)
+        if before is None or before.startswith(_PIP_MARK):
+            text = f"{_PIP_MARK}\n[global]\nindex-url = {mirrors.pip}\n"
+            administrator.write(_PIP_CONF, text)
+
+
+def _install_packages(
+    administrator: Administrator, packages: Sequence[str], log: Callable[[str], None]
+) -> None:
+    command: list[str | Path] = [
+        "env",
+        "-C",
+        SOURCE,
+        "python3",
+        "-B",
+        "-m",
+        "lab.packages",
+        "ensure",
+        _NOTES,
+    ]
+    done = administrator.run([*command, *packages], on_line=log, check=False)
+    if not done.ok:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise LabError(f"{administrator.remote.name}: {last.removeprefix('error: ')}")

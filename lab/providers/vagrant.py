@@ -1,0 +1,108 @@
+"""The provider ``vagrant``: machines that the Vagrantfile describes, driven by python-vagrant."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any, TypeVar
+
+from lab import hypervisors
+from lab.description import Lab
+from lab.errors import LabError
+from lab.providers.base import Finding
+from lab.providers.machines import Machines
+from lab.steps import Steps
+
+T = TypeVar("T")
+
+#: Debian packages of the hypervisor behind Vagrant's providers; VirtualBox is not in Debian.
+_PACKAGES = {
+    "libvirt": ("vagrant-libvirt", "libvirt-daemon-system", "qemu-system-x86"),
+    "lxc": ("vagrant-lxc", "lxc"),
+    "docker": ("docker.io",),
+}
+
+
+class Vagrant(Machines):
+    """One machine for each instance, of whatever hypervisor Vagrant uses."""
+
+    name = "vagrant"
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
+        self._chosen = lab.vagrant.provider if lab.vagrant else None
+        packages = ["openssh-client"]
+        # Who has Vagrant from elsewhere, HashiCorp's for example, keeps it.
+        if shutil.which("vagrant") is None:
+            packages.append("vagrant")
+        if self._chosen and not hypervisors.works(self._chosen):
+            packages += _PACKAGES.get(self._chosen, ())
+        self.debian_packages = tuple(packages)
+
+    def halt(self, names: Sequence[str]) -> None:
+        """``vagrant halt``."""
+        made = [name for name in names if name in self._doors()]
+        self._call(lambda vagrant: [vagrant.halt(vm_name=name) for name in made])
+
+    def destroy(self) -> None:
+        """``vagrant destroy``, and what Vagrant keeps of machines that are gone."""
+        kept = self.lab.root / ".vagrant"
+        if any(kept.glob("machines/*/*/id")):
+            self._call(lambda vagrant: vagrant.destroy())
+        if not any(kept.glob("machines/*/*/id")):
+            shutil.rmtree(kept, ignore_errors=True)
+
+    def doctor(self) -> list[Finding]:
+        """Whether Vagrant finds a hypervisor that works."""
+        found = hypervisors.find(self._chosen)
+        mend = "install VirtualBox or libvirt, or name another provider in lab.yaml's vagrant"
+        return [Finding("a hypervisor for Vagrant", found.usable, f"{found.why}: {mend}")]
+
+    def _start(self, names: Sequence[str], steps: Steps) -> Mapping[str, str]:
+        """``vagrant up``; Vagrant starts them side by side where its provider can."""
+        if self.lab.vagrant is None:
+            raise LabError("lab.yaml: the provider vagrant needs the section vagrant")
+        wanted: Sequence[str | None] = names
+        if set(names) == set(self.lab.names):
+            wanted = [None]
+        with steps.step(None, "vagrant up") as step:
+
+            def up(vagrant: Any) -> None:  # noqa: ANN401 - python-vagrant has no types
+                for name in wanted:
+                    for line in vagrant.up(vm_name=name, stream_output=True):
+                        step.log(line.rstrip())
+
+            self._call(up)
+        with ThreadPoolExecutor(len(names)) as pool:
+            return dict(zip(names, pool.map(self._ssh_config, names), strict=True))
+
+    def _ssh_config(self, name: str) -> str:
+        """Asked again after each start: forwarded ports change."""
+        return self._call(lambda vagrant: str(vagrant.ssh_config(vm_name=name)))
+
+    def _call(self, action: Callable[..., T]) -> T:
+        """What *action* makes of Vagrant; its own words on standard error become ours.
+
+        :raises LabError: when Vagrant fails.
+        """
+        import vagrant  # noqa: PLC0415 - warns at import where there is no Vagrant
+
+        with tempfile.TemporaryFile("w+") as errors:
+
+            @contextlib.contextmanager
+            def keep() -> Iterator[IO[str]]:
+                yield errors
+
+            try:
+                found: Any = vagrant.Vagrant
+                return action(found(root=str(self.lab.root), err_cm=keep))
+            except RuntimeError as error:
+                raise LabError(f"Vagrant is missing: {error}") from error
+            except subprocess.CalledProcessError as error:
+                errors.seek(0)
+                said = " ".join(errors.read().split()) or f"status {error.returncode}"
+                raise LabError(f"vagrant {error.cmd[1]}: {said}") from error

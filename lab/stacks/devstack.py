@@ -1,0 +1,273 @@
+"""The stack ``devstack``: DevStack on a machine of its own, with our plugin."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import yaml
+
+from lab.description import PROXY_PORT, Lab
+from lab.errors import LabError
+from lab.offers import Offers
+from lab.passwords import passwords
+from lab.providers.base import Host, Needs
+from lab.ssh import Remote
+from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
+from lab.steps import Steps
+
+#: The accounts whose passwords local.conf names.
+ACCOUNTS = ("admin", "database", "messaging", "service")
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("lab.stacks"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # noqa: S701 - a configuration file, no HTML
+)
+_TEMPLATES.filters["quoted"] = shlex.quote
+# What stack.sh says with VERBOSE=False: a time, and what it comes to now (tools/outfilter.py).
+_SUMMARY = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ \| (?P<title>[A-Z].*)")
+_COMPLETED = re.compile(r"stack\.sh completed in (\d+) seconds")
+#: How much of DevStack's log goes into ours where it fails.
+_LAST_LINES = 30
+
+_DEVSTACK = Path("/opt/stack/devstack")
+_LOG = Path("/opt/stack/logs/stack.sh.log")
+_VENV = Path("/opt/stack/data/venv")
+_PROXY = "openstackoid-proxy"
+_UNITS = "devstack@*.service"
+
+
+class DevStack(Stack):
+    """DevStack of the branch that lab.yaml names, on each host."""
+
+    name = "devstack"
+    needs = Needs(packages=("git",), root=True)
+    accounts = ACCOUNTS
+
+    def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
+        """Have stack.sh run to its end on all *hosts* side by side, and once only."""
+        clouds = yaml.safe_dump(self.clouds(lab), sort_keys=False)
+
+        def one(host: Host) -> None:
+            machine = _Machine(lab, host, connect(host))
+            with steps.step(host.name, "DevStack and plugin") as step:
+                machine.fetch(step.log)
+            if machine.is_stacked():
+                with steps.step(host.name, "OpenStack services"):
+                    machine.start()
+            else:
+                machine.stack(steps)
+            with steps.step(host.name, "flavors, networks and image") as step:
+                machine.log_in(clouds)
+                machine.offer(step.log)
+
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            for job in [pool.submit(one, host) for host in hosts]:
+                job.result()
+
+    def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+        """Stop DevStack's services; the machines stop with everything else."""
+        with ThreadPoolExecutor(len(hosts) or 1) as pool:
+            list(pool.map(lambda host: _Machine(lab, host, connect(host)).stop(), hosts))
+
+    def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+        """unstack.sh and clean.sh, where the machines outlive the lab."""
+        if lab.provider != "hosts":
+            return
+        with ThreadPoolExecutor(len(hosts) or 1) as pool:
+            list(pool.map(lambda host: _Machine(lab, host, connect(host)).clean(), hosts))
+
+    def status(self, lab: Lab, host: Host, connect: Connect) -> InstanceStatus:
+        """What systemd says of DevStack's units, and the proxy of each peer."""
+        machine = _Machine(lab, host, connect(host))
+        return InstanceStatus(host.name, host.address, machine.services(), machine.peers())
+
+    def logs(self, lab: Lab, host: Host, connect: Connect) -> tuple[str, ...]:
+        """DevStack's units, and stack.sh itself."""
+        services = _Machine(lab, host, connect(host)).services()
+        return ("stack.sh", *(service.name for service in services))
+
+    def log_command(
+        self, lab: Lab, host: Host, services: Sequence[str], *, lines: str, follow: bool
+    ) -> list[str]:
+        """The journal's; stack.sh has a file."""
+        if list(services) == ["stack.sh"]:
+            return ["tail", "-n", lines, *(["-F"] if follow else []), "--", str(_LOG)]
+        units = [f"--unit=devstack@{name}.service" for name in services if name != "stack.sh"]
+        number = "all" if lines == "+1" else lines
+        flags = ["--no-pager", "--output=cat", f"--lines={number}", *(["-f"] if follow else [])]
+        return ["sudo", "journalctl", *flags, *units]
+
+
+class _Machine:
+    """The DevStack of one host."""
+
+    def __init__(self, lab: Lab, host: Host, remote: Remote) -> None:
+        self._lab = lab
+        self._host = host
+        self._remote = remote
+        self._stamp = host.directory / "stacked"
+
+    def fetch(self, log: Callable[[str], None]) -> None:
+        """Have DevStack's own repository, and ours as one that DevStack can clone."""
+        if not self._succeeds("test", "-e", str(_DEVSTACK / "stack.sh")):
+            settings = self._lab.devstack
+            self._remote.run(["rm", "-rf", f"{_DEVSTACK}.new"])
+            clone = ["git", "clone", "--quiet", "--branch", settings.branch, settings.repository]
+            self._remote.run([*clone, f"{_DEVSTACK}.new"], on_line=log, env=self._host.environment)
+            self._remote.run(["mv", f"{_DEVSTACK}.new", str(_DEVSTACK)])
+        git = ["git", "-C", str(self._host.source)]
+        self._remote.run([*git, "init", "--quiet", "--initial-branch=master"])
+        self._remote.run([*git, "add", "--all"])
+        if not self._succeeds(*git, "diff", "--cached", "--quiet", "HEAD"):
+            who = ["-c", "user.name=openstackoid", "-c", "user.email=openstackoid@localhost"]
+            self._remote.run([*git, *who, "commit", "--quiet", "--message", "The lab's source"])
+
+    def is_stacked(self) -> bool:
+        """Whether stack.sh has come to its end with what local.conf says now."""
+        found = self._remote.run(["cat", str(self._stamp)], check=False)
+        return found.ok and found.stdout == self._digest()
+
+    def stack(self, steps: Steps) -> None:
+        """Run stack.sh; what it says becomes steps.
+
+        :raises LabError: naming what failed, and where its log is.
+        """
+        name = self._host.name
+        self._remote.put(self._local_conf(), _DEVSTACK / "local.conf", 0o600)
+        summary = _Summary(steps, name)
+        # A run that an interrupted `up` has left is waited for: there can be one only.
+        command = ["flock", "--close", f"{_DEVSTACK}.lock", "./stack.sh"]
+        result = self._remote.run(
+            ["env", "-C", str(_DEVSTACK), *command],
+            on_line=summary.line,
+            env=self._host.environment,
+            check=False,
+        )
+        if not result.ok:
+            tail = self._remote.run(["tail", "-n", str(_LAST_LINES), str(_LOG)], check=False)
+            summary.fail(result.status, tail.stdout)
+        summary.end()
+        self._remote.put(self._digest(), self._stamp)
+
+    def start(self) -> None:
+        """Have the units of DevStack run; after the start of a machine they do by themselves."""
+        self._remote.run(["sudo", "systemctl", "start", "--all", _UNITS])
+
+    def stop(self) -> None:
+        """Stop the units of DevStack."""
+        self._remote.run(["sudo", "systemctl", "stop", _UNITS], check=False)
+
+    def clean(self) -> None:
+        """Undo what stack.sh did, as far as DevStack does."""
+        if self._succeeds("test", "-e", str(_DEVSTACK / "stack.sh")):
+            for script in ("./unstack.sh", "./clean.sh"):
+                self._remote.run(["env", "-C", str(_DEVSTACK), script], check=False)
+
+    def log_in(self, clouds: str) -> None:
+        """Make ``openstack`` work at once in the instance's shell."""
+        home = self._host.home
+        profile = f'PATH="{_VENV}/bin:$PATH"\nexport PATH OS_CLOUD={self._host.name}\n'
+        self._remote.put(profile, home / ".profile")
+        self._remote.run(["mkdir", "-p", str(home / ".config" / "openstack")])
+        self._remote.put(clouds, home / ".config" / "openstack" / "clouds.yaml", 0o600)
+
+    def offer(self, log: Callable[[str], None]) -> None:
+        """Make the flavors, networks and image that lab.yaml lists."""
+        python = str(_VENV / "bin" / "python")
+        offers = Offers(
+            tuple(flavor.model_dump() for flavor in self._lab.flavors),
+            tuple(network.model_dump(mode="json") for network in self._lab.networks),
+            self._lab.image.model_dump(mode="json"),
+        )
+        self._remote.run(
+            ["env", "-C", str(self._host.source), python, "-m", "lab.offers", "/opt/stack/shared"],
+            stdin=offers.to_json(),
+            on_line=log,
+            env={"OS_CLOUD": self._host.name},
+        )
+
+    def services(self) -> list[ServiceState]:
+        """DevStack's units: ``running`` where systemd calls them active."""
+        flags = ["--all", "--plain", "--no-legend", "--no-pager"]
+        listing = self._remote.run(["systemctl", "list-units", *flags, _UNITS], check=False).stdout
+        found = []
+        for unit, _, active, sub in (line.split()[:4] for line in listing.splitlines()):
+            name = unit.removeprefix("devstack@").removesuffix(".service")
+            found.append(ServiceState(name, "running" if active == "active" else active, sub))
+        return found
+
+    def peers(self) -> dict[str, str]:
+        """The proxy's view of each peer; empty where it does not run."""
+        command = [str(_VENV / "bin" / "openstackoid-proxy"), "peers", "/etc/openstackoid"]
+        shown = self._remote.run(command, check=False)
+        return dict(line.split(" ", 1) for line in shown.stdout.splitlines()) if shown.ok else {}
+
+    def _local_conf(self) -> str:
+        lab, name = self._lab, self._host.name
+        return _TEMPLATES.get_template("local.conf.j2").render(
+            lab=lab,
+            host=self._host,
+            passwords=passwords(lab, name, ACCOUNTS),
+            peers=[f"{peer.name}={peer.address}:{PROXY_PORT}" for peer in lab.peers(name)],
+            issuers=lab.issuers(name),
+            port=PROXY_PORT,
+            log=_LOG,
+        )
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self._local_conf().encode()).hexdigest()
+
+    def _succeeds(self, *argv: str) -> bool:
+        return self._remote.run(argv, check=False).ok
+
+
+class _Summary:
+    """Turns what stack.sh says into steps, one after another."""
+
+    def __init__(self, steps: Steps, instance: str) -> None:
+        self._steps = steps
+        self._instance = instance
+        self._title = "stack.sh"
+        self._context: Any = steps.step(instance, self._title)
+        self._step = self._context.__enter__()
+        self._completed = False
+
+    def line(self, text: str) -> None:
+        """Take one line of stack.sh."""
+        self._completed = self._completed or bool(_COMPLETED.search(text))
+        found = _SUMMARY.match(text)
+        if found and not self._completed:
+            self._context.__exit__(None, None, None)
+            self._title = found["title"]
+            self._context = self._steps.step(self._instance, self._title)
+            self._step = self._context.__enter__()
+        else:
+            self._step.log(text)
+
+    def end(self) -> None:
+        """stack.sh has come to its end."""
+        self._context.__exit__(None, None, None)
+
+    def fail(self, status: int, last: str) -> NoReturn:
+        """stack.sh has failed with *status*; its log ends with the lines *last*.
+
+        :raises LabError: always.
+        """
+        self._step.log(last)
+        error = LabError(
+            f"{self._instance}: stack.sh failed with status {status} at “{self._title}”: "
+            f"./setup-env.py logs {self._instance} stack.sh"
+        )
+        self._context.__exit__(LabError, error, None)
+        raise error
