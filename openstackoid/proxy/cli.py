@@ -94,10 +94,15 @@ def check(description: TextIO) -> None:
     write(proxy)
     try:
         judged = subprocess.run(
-            ["haproxy", "-c", "-q", "-f", str(proxy.directory / "haproxy.cfg")], check=False
+            ["haproxy", "-c", "-f", str(proxy.directory / "haproxy.cfg")],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError as error:
         raise ProxyError(f"cannot run haproxy: {error}; is it installed?") from error
+    if judged.returncode != 0:
+        click.echo(judged.stderr, err=True, nl=False)
     sys.exit(judged.returncode)
 
 

@@ -118,6 +118,14 @@ def test_the_command_lets_haproxy_judge(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["check", "-"], input=text).exit_code == 0
 
 
+def test_what_haproxy_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+    peers = [{"name": "InstanceTwo", "address": "nobody.invalid:8888"}]
+    text = json.dumps({**DESCRIPTION, "directory": str(tmp_path), "peers": peers})
+    done = CliRunner().invoke(main, ["check", "-"], input=text)
+    assert done.exit_code == 1
+    assert "nobody.invalid" in done.output
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
