@@ -1,0 +1,31 @@
+#!/bin/bash
+#
+# devstack/plugin.sh
+# Which phase of DevStack does what; how is in lib/openstackoid
+
+# shellcheck source=devstack/lib/openstackoid
+source "$OPENSTACKOID_DIR/devstack/lib/openstackoid"
+
+if is_service_enabled openstackoid-proxy; then
+    if [[ "$1" == "stack" && "$2" == "pre-install" ]]; then
+        echo_summary "Checking the settings of OpenStackoïd"
+        check_openstackoid
+    elif [[ "$1" == "stack" && "$2" == "install" ]]; then
+        echo_summary "Installing OpenStackoïd"
+        install_openstackoid
+        # Keystone is configured, and starts next: from its first request on, all go through the proxy.
+        configure_openstackoid
+        start_openstackoid
+    elif [[ "$1" == "stack" && "$2" == "post-config" ]]; then
+        echo_summary "Pointing the services at OpenStackoïd's proxy"
+        configure_openstackoid_services
+        register_openstackoid_endpoints
+    elif [[ "$1" == "stack" && "$2" == "extra" ]]; then
+        # Those that other plugins have registered in the meantime.
+        register_openstackoid_endpoints
+    elif [[ "$1" == "unstack" ]]; then
+        stop_openstackoid
+    elif [[ "$1" == "clean" ]]; then
+        cleanup_openstackoid
+    fi
+fi

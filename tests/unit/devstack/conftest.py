@@ -1,0 +1,126 @@
+"""A DevStack that keeps to the contract with its plugins, and does nothing else."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+CONTRACT = Path(__file__).with_name("contract.sh")
+HOST = "192.168.56.11"
+#: What is in DevStack's catalog before post-config, and one thing that only looks like a service.
+ENDPOINTS = f"""\
+i1 http://{HOST}:8888/identity
+c1 http://{HOST}/compute/v2.1
+l1 http://{HOST}/compute/v2/$(project_id)s
+g1 http://{HOST}/image
+n1 http://{HOST}/networking
+p1 http://{HOST}/placement
+s1 http://{HOST}:8080/v1/AUTH_$(project_id)s
+x1 http://{HOST}/computers
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of one or more phases."""
+
+    status: int
+    out: str
+    error: str
+    calls: tuple[str, ...]
+
+    def called(self, command: str) -> list[str]:
+        """The calls that begin with *command*, in order."""
+        return [call for call in self.calls if f"{call} ".startswith(f"{command} ")]
+
+
+@dataclass
+class DevStack:
+    """DevStack on a host: *root* holds its files, *local_conf* what the user has set."""
+
+    root: Path
+    plugin: Path = ROOT / "devstack"
+    local_conf: dict[str, str] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """The files as they are when the plugin's phases begin."""
+        (self.root / "apache").mkdir()
+        (self.root / "endpoints").write_text(ENDPOINTS)
+        (self.root / "keystone.conf").write_text(
+            f"[DEFAULT]\npublic_endpoint = http://{HOST}/identity\nmax_token_size = 16384\n"
+        )
+        (self.root / "glance-api.conf").write_text(
+            f"[DEFAULT]\npublic_endpoint = http://{HOST}/image\ndebug = True\n"
+        )
+
+    def run(self, *phases: str, then: str = "true") -> Run:
+        """Load the settings, go through *phases* (``stack install``), and run *then*."""
+        calls = self.root / "calls"
+        calls.write_text("")
+        lines = [
+            f'source "{CONTRACT}"',
+            f'source "{self.plugin}/settings"',
+            *(f'source "{self.plugin}/plugin.sh" {phase}' for phase in phases),
+            then,
+        ]
+        done = subprocess.run(
+            ["bash", "-c", "\n".join(lines)],
+            env={
+                "PATH": f"{os.environ['PATH']}:/usr/sbin",
+                "HOME": str(self.root),
+                "ROOT": str(self.root),
+                "CALLS": str(calls),
+                "BIN": str(Path(sys.executable).parent),
+                **self.local_conf,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Run(done.returncode, done.stdout, done.stderr, tuple(calls.read_text().splitlines()))
+
+    def stack(self, *phases: str) -> Run:
+        """Those phases of ``stack.sh``, by default all, which have to succeed."""
+        phases = phases or ("pre-install", "install", "post-config", "extra", "test-config")
+        run = self.run(*(f"stack {phase}" for phase in phases))
+        assert run.status == 0, run.error
+        return run
+
+    def setting(self, name: str) -> str:
+        """The value of a variable when the settings are loaded."""
+        run = self.run(then=f'echo "${name}"')
+        assert run.status == 0, run.error
+        return run.out.rstrip("\n")
+
+    def options(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        """The configuration file *name*: section to options."""
+        parser = configparser.RawConfigParser(strict=False, default_section="-")
+        parser.read(self.root / name)
+        return {section: dict(parser[section]) for section in parser.sections()}
+
+    def description(self) -> dict[str, Any]:
+        """What the plugin has told our package about the proxy."""
+        read: dict[str, Any] = json.loads((self.root / "openstackoid/proxy.json").read_text())
+        return read
+
+    def haproxy_cfg(self) -> str:
+        """The proxy's configuration."""
+        return (self.root / "openstackoid/haproxy.cfg").read_text()
+
+
+@pytest.fixture
+def devstack(tmp_path: Path) -> DevStack:
+    """DevStack of InstanceOne, which knows InstanceTwo; the directory's path is short."""
+    made = DevStack(tmp_path, local_conf={"OPENSTACKOID_PEERS": "InstanceTwo=192.168.56.12:8888"})
+    made.write()
+    return made
