@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,12 @@ class DevStack:
 
 
 @pytest.fixture
-def devstack(tmp_path: Path) -> DevStack:
-    """DevStack of InstanceOne, which knows InstanceTwo; the directory's path is short."""
-    made = DevStack(tmp_path, local_conf={"OPENSTACKOID_PEERS": "InstanceTwo=192.168.56.12:8888"})
-    made.write()
-    return made
+def devstack() -> Iterator[DevStack]:
+    """DevStack of InstanceOne, which knows InstanceTwo."""
+    # Not tmp_path: it may be too long for the proxy's socket.
+    with tempfile.TemporaryDirectory(prefix="devstack-", dir="/tmp") as root:
+        made = DevStack(
+            Path(root), local_conf={"OPENSTACKOID_PEERS": "InstanceTwo=192.168.56.12:8888"}
+        )
+        made.write()
+        yield made
