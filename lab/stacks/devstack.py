@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -43,8 +44,10 @@ _LAST_LINES = 30
 _DEVSTACK = Path("/opt/stack/devstack")
 _LOG = Path("/opt/stack/logs/stack.sh.log")
 _VENV = Path("/opt/stack/data/venv")
-_PROXY = "openstackoid-proxy"
+_PROXY = Path("/etc/openstackoid/proxy.json")
 _UNITS = "devstack@*.service"
+# Variables of local.conf whose later values reach the proxy by other ways, or nothing at all.
+_PROXY_LATER = ("OPENSTACKOID_PEERS=", "OPENSTACKOID_ISSUERS=", "no_proxy=")
 
 
 class DevStack(Stack):
@@ -65,6 +68,8 @@ class DevStack(Stack):
             if machine.is_stacked():
                 with steps.step(host.name, "OpenStack services"):
                     machine.start()
+                with steps.step(host.name, "proxy"):
+                    machine.meet_peers()
             else:
                 machine.stack(steps)
             with steps.step(host.name, "flavors, networks and image") as step:
@@ -160,6 +165,23 @@ class _Machine:
         summary.end()
         self._remote.put(self._digest(), self._stamp)
 
+    def meet_peers(self) -> None:
+        """Have the proxy know the peers that lab.yaml lists now; no connection is dropped."""
+        known = json.loads(self._remote.run(["cat", str(_PROXY)]).stdout)
+        trusted = self._lab.issuers(self._host.name)
+        wanted = {
+            **known,
+            "peers": [
+                {"name": peer.name, "address": f"{peer.address}:{PROXY_PORT}"}
+                for peer in self._lab.peers(self._host.name)
+            ],
+            "issuers": [name for name in trusted if name != self._host.name],
+        }
+        if wanted != known:
+            self._remote.put(json.dumps(wanted, indent=2) + "\n", _PROXY)
+            self._remote.run([str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)])
+            self._remote.run(["sudo", "systemctl", "reload", "devstack@openstackoid-proxy"])
+
     def start(self) -> None:
         """Have the units of DevStack run; after the start of a machine they do by themselves."""
         self._remote.run(["sudo", "systemctl", "start", "--all", _UNITS])
@@ -226,7 +248,10 @@ class _Machine:
         )
 
     def _digest(self) -> str:
-        return hashlib.sha256(self._local_conf().encode()).hexdigest()
+        """Of what a stack.sh that has run decides; the proxy learns of peers without it."""
+        lines = self._local_conf().splitlines()
+        kept = [line for line in lines if not line.startswith(_PROXY_LATER)]
+        return hashlib.sha256("\n".join(kept).encode()).hexdigest()
 
     def _succeeds(self, *argv: str) -> bool:
         return self._remote.run(argv, check=False).ok
