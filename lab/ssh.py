@@ -43,12 +43,17 @@ class Result:
 class Remote:
     """One host, called *name* in *ssh_config*; connects upon first use.
 
+    *mend* is what a user does when it is out of reach.
+
     >>> Remote(Path(".lab/ssh_config"), "InstanceOne").run(["hostname"]).status
     0
     """
 
-    def __init__(self, ssh_config: Path, name: str) -> None:
+    def __init__(
+        self, ssh_config: Path, name: str, mend: str = "`./setup-env.py up` mends it"
+    ) -> None:
         self.name = name
+        self._mend = mend
         self._ssh_config = ssh_config
         self._opened: fabric.Connection | None = None
         self._opening = threading.Lock()
@@ -127,8 +132,7 @@ class Remote:
             return action(self._connection())
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise LabError(
-                f"{self.name}: ssh fails: {error or type(error).__name__}; "
-                "`./setup-env.py up` mends it"
+                f"{self.name}: ssh fails: {error or type(error).__name__}; {self._mend}"
             ) from error
 
     def _connection(self) -> fabric.Connection:

@@ -91,6 +91,7 @@ class Steps:
         """
         step = Step(instance or EVERYBODY, title, self._file(instance), self._lock)
         step.log("begins")
+        step.lines.clear()
         with self._lock:
             self._running.append(step)
         try:

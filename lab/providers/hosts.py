@@ -67,6 +67,9 @@ class Hosts(Machines):
             for one in self.lab.instances
         ]
 
+    def _way_in(self, name: str) -> str:
+        return " ".join(["ssh", "-o BatchMode=yes", *_words(self.lab.instance(name))])
+
     def _was_begun(self, name: str) -> bool:
         return (self._directory / f"{name}.administrator").exists()
 

@@ -40,7 +40,9 @@ class Door:
 
     def known_hosts(self) -> str:
         """Lines for a file of known hosts."""
-        return "".join(f"[{self.hostname}]:{self.port} {key}\n" for key in self.keys)
+        usual = self.port == 22  # noqa: PLR2004 - sshd(8), SSH_KNOWN_HOSTS FILE FORMAT
+        place = self.hostname if usual else f"[{self.hostname}]:{self.port}"
+        return "".join(f"{place} {key}\n" for key in self.keys)
 
     def ssh_config(self, name: str, provider: Path) -> str:
         """A section for ``ssh_config``, by which the instance's user gets in."""
@@ -78,6 +80,10 @@ class Machines(Provider):
         :raises LabError: when one of them does not.
         """
 
+    @abstractmethod
+    def _way_in(self, name: str) -> str:
+        """What a user types to get into the machine *name* without the lab."""
+
     def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
         """Start the machines, and prepare each for its instance."""
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -93,7 +99,7 @@ class Machines(Provider):
         def prepare(name: str) -> Door:
             with steps.step(name, "user, source and packages") as step:
                 administrator = self.administrator(name)
-                preparation.apply(administrator, name, step.log)
+                preparation.apply(administrator, name, step.log, steps.say)
                 return self._door(name, administrator)
 
         with ThreadPoolExecutor(len(names)) as pool:
@@ -139,7 +145,8 @@ class Machines(Provider):
     def administrator(self, name: str) -> Administrator:
         """Who may become root on the machine *name*, which was started."""
         if name not in self._administrators:
-            remote = Remote(self._directory / f"{name}.administrator", name)
+            config = self._directory / f"{name}.administrator"
+            remote = Remote(config, name, f"see whether `{self._way_in(name)}` gets in")
             self._administrators[name] = Administrator(remote)
         return self._administrators[name]
 

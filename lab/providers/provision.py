@@ -129,8 +129,14 @@ class Preparation:
     needs: Needs
     mirrors: Mirrors
 
-    def apply(self, administrator: Administrator, name: str, log: Callable[[str], None]) -> None:
-        """Make a machine ready for the instance *name*.
+    def apply(
+        self,
+        administrator: Administrator,
+        name: str,
+        log: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """Make a machine ready for the instance *name*; *say* is told which packages come in.
 
         :raises LabError: when the machine is another's, too old, or a package does not come in.
         """
@@ -139,7 +145,7 @@ class Preparation:
         _make_user(administrator, name, self.key, may_become_root=self.needs.root)
         _put_source(administrator, self.source)
         _use_mirrors(administrator, self.mirrors)
-        _install_packages(administrator, (*PACKAGES, *self.needs.packages), log)
+        _install_packages(administrator, (*PACKAGES, *self.needs.packages), log, say)
 
 
 def remove(administrator: Administrator) -> None:
@@ -302,20 +308,20 @@ def _use_mirrors(administrator: Administrator, mirrors: Mirrors) -> None:
 
 
 def _install_packages(
-    administrator: Administrator, packages: Sequence[str], log: Callable[[str], None]
+    administrator: Administrator,
+    packages: Sequence[str],
+    log: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> None:
-    command: list[str | Path] = [
-        "env",
-        "-C",
-        SOURCE,
-        "python3",
-        "-B",
-        "-m",
-        "lab.packages",
-        "ensure",
-        _NOTES,
-    ]
-    done = administrator.run([*command, *packages], on_line=log, check=False)
+    name = administrator.remote.name
+
+    def line(text: str) -> None:
+        log(text)
+        if text.startswith("Installing "):
+            say(f"{name}: {text}")
+
+    command = ["env", "-C", SOURCE, "python3", "-B", "-m", "lab.packages", "ensure", _NOTES]
+    done = administrator.run([*command, *packages], on_line=line, check=False)
     if not done.ok:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise LabError(f"{administrator.remote.name}: {last.removeprefix('error: ')}")
+        raise LabError(f"{name}: {last.removeprefix('error: ')}")

@@ -80,6 +80,9 @@ class Vagrant(Machines):
         with ThreadPoolExecutor(len(names)) as pool:
             return dict(zip(names, pool.map(self._ssh_config, names), strict=True))
 
+    def _way_in(self, name: str) -> str:
+        return f"vagrant ssh {name}"
+
     def _ssh_config(self, name: str) -> str:
         """Asked again after each start: forwarded ports change."""
         return self._call(lambda vagrant: str(vagrant.ssh_config(vm_name=name)))

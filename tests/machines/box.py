@@ -71,6 +71,16 @@ ExecStart=mount -o remount,bind,rw /proc/sys/net
 [Install]
 WantedBy=multi-user.target
 """
+# What comes with DevStack finds no modules of the host's kernel in a container.
+_WITHOUT_MODULES = {
+    # A daemon of iSCSI would fail, and stack.sh with it (lib/nova:configure_nova).
+    "iscsid": "[Unit]\nConditionPathExists=/sys/class/iscsi_transport\n",
+    # OVN's own bridge follows no OVS_DATAPATH_TYPE (lib/neutron_plugins/ovn_agent:_start_ovs).
+    "ovn-controller": (
+        "[Service]\nExecStartPre=ovs-vsctl --no-wait set open_vswitch . "
+        "external-ids:ovn-bridge-datapath-type=netdev\n"
+    ),
+}
 # What is done in the root file system, as $1, once its packages and our files are there.
 _HOOKS = (
     'chroot "$1" useradd --no-create-home --shell /bin/bash vagrant',
@@ -180,6 +190,8 @@ def _write_files(recipe: _Recipe, root: Path) -> Path:
         ),
         "home/vagrant/.ssh/authorized_keys": recipe.key,
     }
+    for unit, text in _WITHOUT_MODULES.items():
+        texts[f"etc/systemd/system/{unit}.service.d/container.conf"] = text
     for number, certificate in enumerate(recipe.certificates, start=1):
         texts[f"usr/local/share/ca-certificates/host-{number}.crt"] = certificate
     for name, text in texts.items():

@@ -1,0 +1,101 @@
+"""Machines that are there already: what the lab puts on them, and takes off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.machines.box import IMAGE
+from tests.machines.cell import PROXY
+from tests.machines.conftest import Clone
+
+ADDRESSES = {"InstanceOne": "192.168.57.11", "InstanceTwo": "192.168.57.12"}
+MACHINE = (
+    *("--cap-add=SYS_ADMIN", "--cap-add=NET_ADMIN", "--security-opt=seccomp=unconfined"),
+    *("--cgroupns=private", "--tmpfs=/sys/fs/cgroup", "--tmpfs=/run", "--tmpfs=/tmp:exec"),
+    *("--env=container=docker", "--stop-signal=SIGRTMIN+3"),
+)
+#: All that is on a machine, but for what it writes of its own: logs, caches, package lists.
+EVERYTHING = (
+    "dpkg-query --show --showformat '${Package}\\n';"
+    " find / -xdev -path /var/log -prune -o -path /var/cache -prune -o -path /var/lib/apt -prune"
+    " -o -path /var/lib/dpkg -prune -o -path /var/lib/systemd -prune -o -path /var/lib/ucf -prune"
+    " -o -print | sort; getent passwd"
+)
+
+
+@pytest.fixture(scope="module")
+def lab(clone: Callable[[], Clone]) -> Iterator[Clone]:
+    """A lab on two machines that it has not made, with sshd, sudo and no haproxy."""
+    one = clone()
+    # Private to the cell: the user who runs the lab has a key there, and knows the machines.
+    ssh = one.root.parent / "ssh"
+    ssh.mkdir(mode=0o700)
+    one.run("mkdir", "-p", "-m", "700", "/root/.ssh")
+    one.run("mount", "--bind", str(ssh), "/root/.ssh")
+    [key] = Path("/usr/share/rubygems-integration/all/gems").glob("vagrant-*/keys/vagrant")
+    (ssh / "id_rsa").write_text(key.read_text())
+    (ssh / "id_rsa").chmod(0o600)
+    one.run("docker", "network", "create", "--subnet=192.168.57.0/24", "existing")
+    for name, address in ADDRESSES.items():
+        place = [f"--name={name}", f"--hostname={name}", "--network=existing", f"--ip={address}"]
+        one.run("docker", "run", "--detach", *place, *MACHINE, IMAGE, "/sbin/init")
+    for name in ADDRESSES:
+        one.run("docker", "exec", name, "apt-get", "purge", "--yes", "--autoremove", "haproxy")
+    instances = [
+        {"name": name, "address": address, "ssh": f"vagrant@{address}"}
+        for name, address in ADDRESSES.items()
+    ]
+    one.describe(provider="hosts", instances=instances, mirrors={"proxy": PROXY})
+    yield one
+    one.setup_env("destroy")
+    for name in ADDRESSES:
+        one.run("docker", "rm", "--force", name)
+    one.run("docker", "network", "rm", "existing")
+    one.run("umount", "/root/.ssh")
+
+
+def everything(lab: Clone, name: str) -> set[str]:
+    return set(lab.run("docker", "exec", name, "sh", "-c", EVERYTHING).stdout.splitlines())
+
+
+def test_a_machine_whose_key_nobody_knows_is_refused_and_the_way_out_is_said(lab: Clone) -> None:
+    assert lab.error("up", "--no-attach").endswith(
+        "not found in known_hosts; see whether `ssh -o BatchMode=yes vagrant@192.168.57.11` gets in"
+    )
+
+
+def test_a_lab_on_existing_machines_lives_from_nothing_to_nothing(lab: Clone) -> None:
+    for address in ADDRESSES.values():
+        accept = ["-o", "StrictHostKeyChecking=accept-new", "-o", "BatchMode=yes"]
+        lab.run("ssh", *accept, f"vagrant@{address}", "true")
+    before = {name: everything(lab, name) for name in ADDRESSES}
+
+    assert "Installing Debian packages: haproxy" in lab.setup_env("up", "--no-attach")
+    create = "openstack server create found --image cirros --flavor m1.nano --network private"
+    scope = ["--scope", "image=InstanceTwo", "--wait", "-f", "value", "-c", "status"]
+    assert lab.setup_env("ssh", "InstanceOne", "--", *create.split(), *scope) == "ACTIVE\n"
+
+    lab.setup_env("halt")
+    for name in ADDRESSES:
+        assert lab.run("docker", "exec", name, "pgrep", "-u", "stack", check=False).stdout == ""
+    lab.setup_env("up", "--no-attach")
+    shown = lab.setup_env("ssh", "InstanceOne", "--", "openstack", "server", "list", "-f", "value")
+    assert "found ACTIVE" in shown
+
+    lab.setup_env("destroy")
+    assert {name: everything(lab, name) for name in ADDRESSES} == before
+
+
+def test_a_machine_with_a_user_stack_of_somebody_elses_is_left_alone(lab: Clone) -> None:
+    lab.run("docker", "exec", "InstanceTwo", "useradd", "--create-home", "stack")
+    before = everything(lab, "InstanceTwo")
+    assert lab.error("up", "--no-attach", "InstanceTwo") == (
+        "error: InstanceTwo: the machine has a user stack already, which this lab did not make: "
+        "take another machine, or remove that"
+    )
+    lab.setup_env("destroy")
+    assert everything(lab, "InstanceTwo") == before
+    lab.run("docker", "exec", "InstanceTwo", "userdel", "--remove", "stack")

@@ -1,0 +1,166 @@
+"""Real machines, by the real Vagrant: the same lab, and the same tests, over Vagrant's ssh."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.machines.conftest import Clone
+
+#: What the embedded lab passes, too.
+SAME_TESTS = (
+    "tests/infra",
+    "tests/integration/test_server_create.py",
+    "tests/integration/test_transcript.py",
+)
+CREATE = "--image cirros --flavor m1.nano --network private --wait -f value -c status"
+
+
+@pytest.fixture(scope="module")
+def machines(clone: Callable[[], Clone]) -> Clone:
+    """Two machines with the wheels stack, all up."""
+    one = clone()
+    one.setup_env("up", "--no-attach")
+    return one
+
+
+def create(lab: Clone, home: str, image: str) -> str:
+    """The status of a server made at *home* from an image of another instance; it is deleted."""
+    scope = f'{{"image": "{image}"}}'
+    command = ["openstack", "server", "create", f"of-{image}", "--scope", scope, *CREATE.split()]
+    status = lab.setup_env("ssh", home, "--", *command)
+    lab.setup_env("ssh", home, "--", "openstack", "server", "delete", "--wait", f"of-{image}")
+    return status.strip()
+
+
+def up_names(lab: Clone) -> list[str]:
+    status = json.loads(lab.setup_env("status", "--json"))
+    assert (status["provider"], status["stack"]) == ("vagrant", "wheels")
+    for one in status["instances"]:
+        assert {service["state"] for service in one["services"]} <= {"running"}
+        assert set(one["peers"].values()) <= {"UP"}
+    return [one["name"] for one in status["instances"] if one["up"]]
+
+
+def test_instances_are_machines_of_their_own(machines: Clone) -> None:
+    assert up_names(machines) == ["InstanceOne", "InstanceTwo"]
+    kernels = {}
+    for name in ("InstanceOne", "InstanceTwo"):
+        assert machines.setup_env("ssh", name, "--", "hostname") == f"{name}\n"
+        assert machines.setup_env("ssh", name, "--", "cat", "/proc/1/comm") == "systemd\n"
+        kernels[name] = machines.setup_env("ssh", name, "--", "cat", "/etc/machine-id")
+    host = Path("/etc/machine-id").read_text() if Path("/etc/machine-id").exists() else ""
+    assert len({*kernels.values(), host}) == 3
+
+
+def test_machines_pass_what_the_embedded_lab_passes(machines: Clone) -> None:
+    said = machines.setup_env("test", "-q", *SAME_TESTS)
+    print(said)
+    summary = said.splitlines()[-1]
+    assert re.fullmatch(r"\d+ passed in .*", summary)
+
+
+def test_plain_vagrant_commands_work(machines: Clone) -> None:
+    status = machines.run("vagrant", "status").stdout
+    assert re.search(r"InstanceOne +running \(docker\)", status)
+    assert machines.run("vagrant", "ssh", "InstanceTwo", "-c", "hostname").stdout == "InstanceTwo\n"
+    machines.run("vagrant", "up", "InstanceOne")
+
+
+def test_panes_are_in_the_machines(machines: Clone) -> None:
+    machines.setup_env("up", "--no-attach")
+    tmux = ["tmux", "-L", machines.socket]
+    listing = machines.run(*tmux, "list-panes", "-t", "openstackoid", "-F", "#{@instance} #D")
+    panes = dict(line.split() for line in listing.stdout.splitlines())
+    assert list(panes) == ["InstanceOne", "InstanceTwo"]
+    for name, pane in panes.items():
+        machines.run(*tmux, "send-keys", "-t", pane, "clear; hostname; whoami", "Enter")
+        shown, deadline = "", time.monotonic() + 20
+        while f"{name}\nstack\nstack@{name}:~$" not in shown:
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.2)
+            shown = machines.run(*tmux, "capture-pane", "-p", "-t", pane).stdout
+
+
+@pytest.fixture
+def requests_answered(machines: Clone) -> Iterator[Callable[[], list[str]]]:
+    """Asks InstanceOne's proxy again and again; afterwards, the statuses of all answers."""
+    loop = (
+        "while [ ! -e .lab/enough ]; do"
+        " curl --silent --output /dev/null --write-out '%{http_code}\n' --max-time 20"
+        " http://192.168.56.11:8888/identity/v3; sleep 0.05; done"
+    )
+    asking = subprocess.Popen(
+        machines.cell.command(["bash", "-c", loop], machines.root),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    answers: list[str] = []
+
+    def read() -> None:
+        assert asking.stdout
+        answers.extend(asking.stdout.read().split())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+
+    def end() -> list[str]:
+        (machines.root / ".lab/enough").touch()
+        reader.join()
+        asking.wait()
+        return answers
+
+    yield end
+    end()
+
+
+def test_an_instance_that_is_added_to_lab_yaml_joins_the_running_lab(
+    machines: Clone, requests_answered: Callable[[], list[str]]
+) -> None:
+    described = yaml.safe_load((machines.root / "lab.yaml").read_text())
+    machines.describe(instances=[*described["instances"], {"name": "InstanceThree"}])
+    machines.setup_env("up", "--no-attach")
+    assert up_names(machines) == ["InstanceOne", "InstanceTwo", "InstanceThree"]
+    assert create(machines, "InstanceOne", "InstanceThree") == "ACTIVE"
+    assert create(machines, "InstanceThree", "InstanceTwo") == "ACTIVE"
+    answers = requests_answered()
+    assert len(answers) > 50
+    assert set(answers) == {"200"}
+
+
+def test_machines_that_were_halted_come_back_with_their_data(machines: Clone) -> None:
+    images = machines.setup_env("ssh", "InstanceTwo", "--", "openstack", "image", "list")
+    machines.setup_env("halt")
+    assert up_names(machines) == []
+    assert "running" not in machines.run("vagrant", "status").stdout
+    machines.setup_env("up", "--no-attach", "InstanceOne", "InstanceTwo")
+    assert up_names(machines) == ["InstanceOne", "InstanceTwo"]
+    again = machines.setup_env("ssh", "InstanceTwo", "--", "openstack", "image", "list")
+    assert again == images
+    assert create(machines, "InstanceOne", "InstanceTwo") == "ACTIVE"
+
+
+def test_destroy_leaves_no_machine_network_or_file(machines: Clone) -> None:
+    machines.setup_env("destroy")
+    assert machines.run("docker", "ps", "--all", "--quiet").stdout == ""
+    networks = machines.run("docker", "network", "ls", "--format", "{{.Name}}").stdout.split()
+    assert sorted(networks) == ["bridge", "host", "none"]
+    ignored = machines.run("git", "status", "--short", "--ignored").stdout.splitlines()
+    names = {line.split()[1] for line in ignored}
+    assert not names & {".lab/", ".vagrant/"}
+
+
+def test_vagrants_own_words_reach_the_user(clone: Callable[[], Clone]) -> None:
+    lab = clone()
+    lab.describe(vagrant={"box": "no such image", "cpus": 1, "memory": 512, "provider": "docker"})
+    line = lab.error("up", "--no-attach")
+    assert line.startswith("error: vagrant up: ")
+    assert "invalid reference format" in line
