@@ -320,8 +320,8 @@ def _install_packages(
         if text.startswith("Installing "):
             say(f"{name}: {text}")
 
-    command = ["env", "-C", SOURCE, "python3", "-B", "-m", "lab.packages", "ensure", _NOTES]
-    done = administrator.run([*command, *packages], on_line=line, check=False)
+    command: list[str | Path] = ["env", "-C", SOURCE, "python3", "-B", "-m", "lab.packages"]
+    done = administrator.run([*command, "ensure", _NOTES, *packages], on_line=line, check=False)
     if not done.ok:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise LabError(f"{name}: {last.removeprefix('error: ')}")
