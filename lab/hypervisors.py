@@ -38,7 +38,8 @@ def find(provider: str | None = None) -> Finding:
     for name in candidates:
         if works(name):
             return Finding(True, f"Vagrant and {name} work here")
-    return Finding(False, f"Vagrant is here, but {' and '.join(candidates)} do not work")
+    fault = f"{provider} does not work" if provider else f"neither {' nor '.join(candidates)} works"
+    return Finding(False, f"Vagrant is here, but {fault}")
 
 
 def works(provider: str) -> bool:

@@ -81,7 +81,7 @@ def test_auto_is_local_where_vagrant_does_not_work_and_says_why(
     lab = described(tmp_path, TWO + machines)
     assert (lab.provider, lab.because) == (
         "local",
-        "Vagrant is here, but virtualbox and libvirt do not work",
+        "Vagrant is here, but neither virtualbox nor libvirt works",
     )
 
 

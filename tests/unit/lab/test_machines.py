@@ -1,0 +1,107 @@
+"""Machines as ssh sees them, and what is put on one."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from lab import hypervisors
+from lab.description import Mirrors
+from lab.providers import provision
+from lab.providers.machines import Door
+
+ROOT = Path(__file__).resolve().parents[3]
+KEYS = ("ssh-ed25519 AAAA", "ssh-rsa BBBB")
+
+
+@pytest.mark.parametrize(("port", "place"), [(22, "192.0.2.7"), (2200, "[192.0.2.7]:2200")])
+def test_known_hosts_name_a_port_that_is_not_the_usual_one(port: int, place: str) -> None:
+    door = Door("192.0.2.7", port, KEYS)
+    assert door.known_hosts() == f"{place} {KEYS[0]}\n{place} {KEYS[1]}\n"
+
+
+def test_the_ssh_config_of_a_machine_is_strict_and_for_the_instances_user(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    door = Door("192.0.2.7", 2200, KEYS, proxy_command="ssh -W %h:%p jump")
+    path.write_text(door.ssh_config("InstanceOne", Path("/lab/provider")))
+    shown = subprocess.run(
+        ["ssh", "-F", str(path), "-G", "InstanceOne"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert set(shown) >= {
+        "hostname 192.0.2.7",
+        "port 2200",
+        "user stack",
+        "identityfile /lab/provider/key",
+        "identitiesonly yes",
+        "userknownhostsfile /lab/provider/known_hosts",
+        "stricthostkeychecking true",
+        "passwordauthentication no",
+        "proxycommand ssh -W %h:%p jump",
+    }
+
+
+def test_the_source_for_a_machine_is_what_the_repository_holds_now() -> None:
+    source = provision.Source.of(ROOT)
+    with tarfile.open(fileobj=io.BytesIO(source.archive)) as archive:
+        names = set(archive.getnames())
+    assert {"pyproject.toml", "constraints.txt", "lab/cli.py", "devstack/plugin.sh"} <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith((".", "tests"))]
+
+
+def test_a_change_of_the_source_changes_its_digest(tmp_path: Path) -> None:
+    for part in ("openstackoid", "lab", "devstack"):
+        (tmp_path / part).mkdir()
+    for file in ("pyproject.toml", "constraints.txt", "README.org", "lab/a.py"):
+        (tmp_path / file).write_text("one")
+    before = provision.Source.of(tmp_path).digest
+    assert provision.Source.of(tmp_path).digest == before
+    (tmp_path / "lab/a.py").write_text("two")
+    assert provision.Source.of(tmp_path).digest != before
+
+
+def test_mirrors_reach_pip_and_uv_of_a_machine_by_their_variables() -> None:
+    mirrors = Mirrors.model_validate(
+        {"pip": "http://mirror.test/simple", "proxy": "http://proxy.test:3128"}
+    )
+    found = provision.environment(mirrors)
+    assert found["UV_DEFAULT_INDEX"] == found["PIP_INDEX_URL"] == "http://mirror.test/simple"
+    assert found["https_proxy"] == found["HTTPS_PROXY"] == "http://proxy.test:3128"
+    assert "https_proxy" not in provision.environment(Mirrors())
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only directory that has programs."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def put(programs: Path, name: str, text: str = "exit 0") -> None:
+    (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+    (programs / name).chmod(0o755)
+
+
+def test_a_hypervisor_that_answers_is_found_and_one_that_fails_is_not(programs: Path) -> None:
+    put(programs, "vagrant")
+    put(programs, "docker", "exit 1")
+    assert hypervisors.find("docker") == hypervisors.Finding(
+        False, "Vagrant is here, but docker does not work"
+    )
+    put(programs, "docker")
+    assert hypervisors.find("docker").usable
+    assert not hypervisors.find("lxc").usable
+
+
+def test_a_hypervisor_without_its_device_does_not_work(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(programs, "VBoxManage")
+    device = programs / "vboxdrv"
+    monkeypatch.setitem(hypervisors._DEVICES, "virtualbox", device)
+    assert not hypervisors.works("virtualbox")
+    device.touch()
+    assert hypervisors.works("virtualbox")
