@@ -42,12 +42,17 @@ def create(lab: Clone, home: str, image: str) -> str:
 
 
 def up_names(lab: Clone) -> list[str]:
+    """The instances that are up, which have every service running and see each other."""
     status = json.loads(lab.setup_env("status", "--json"))
     assert (status["provider"], status["stack"]) == ("vagrant", "wheels")
-    for one in status["instances"]:
-        assert {service["state"] for service in one["services"]} <= {"running"}
-        assert set(one["peers"].values()) <= {"UP"}
-    return [one["name"] for one in status["instances"] if one["up"]]
+    running = [one for one in status["instances"] if one["up"]]
+    names = [one["name"] for one in running]
+    for one in running:
+        assert {service["state"] for service in one["services"]} == {"running"}
+        assert {name for name, state in one["peers"].items() if state == "UP"} == {*names} - {
+            one["name"]
+        }
+    return names
 
 
 def test_instances_are_machines_of_their_own(machines: Clone) -> None:
