@@ -54,7 +54,9 @@ class DevStack(Stack):
     """DevStack of the branch that lab.yaml names, on each host."""
 
     name = "devstack"
-    needs = Needs(packages=("git",), root=True)
+    # DevStack installs lsb-release without apt's lists, which a fresh machine lacks
+    # (functions-common:_ensure_lsb_release).
+    needs = Needs(packages=("git", "lsb-release"), root=True)
     accounts = ACCOUNTS
 
     def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
