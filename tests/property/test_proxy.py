@@ -404,6 +404,39 @@ def test_the_log_says_who_served_what(federation: Federation, one: Client) -> No
     assert not line.is_refused
 
 
+PLAIN = ("X-Auth-Token", "T")
+TAGGED = ("X-Auth-Token", resolved().tag("T"))
+SCOPED = ("X-Scope", '{"image": "InstanceTwo"}')
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "expected"),
+    [
+        ("/image", (), (200, "local_image", "image", Scope())),
+        ("/networking", (PLAIN,), (200, "local_network", "network", Scope())),
+        ("/image", (PLAIN, ("X_Odd", "1")), (200, "local_image", "image", Scope())),
+        ("/image", (TAGGED,), (200, "local_image", "image", resolved())),
+        ("/compute", (SCOPED,), (200, "local_compute", "compute", resolved(image=TWO))),
+        ("/image", (SCOPED,), (200, f"peer_{TWO}", "image", resolved(image=TWO))),
+        ("/image", (("X-Scope", "nonsense"),), (400, ONE, "image", Scope())),
+        ("/nowhere", (SCOPED,), (404, ONE, "", Scope())),
+    ],
+)
+def test_the_log_tells_each_kind_of_request_apart(
+    federation: Federation,
+    path: str,
+    headers: tuple[tuple[str, str], ...],
+    expected: tuple[int, str, str, Scope],
+) -> None:
+    running, one = federation.proxies[ONE], federation.clients[ONE]
+    path = f"{path}/{os.urandom(8).hex()}"
+    one.send("GET", path, headers)
+    wait_until("the log line", lambda: path in running.log.read_text())
+    (line,) = [line for line in running.log_lines() if line.uri == path]
+    assert (line.status, line.backend, line.service, line.scope) == expected
+    assert line.client.startswith("127.0.0.1:")
+
+
 def test_no_log_line_shows_a_token_or_is_forged(federation: Federation, one: Client) -> None:
     running = federation.proxies[ONE]
     path = f'/image/v2/"{os.urandom(8).hex()}"'
