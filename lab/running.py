@@ -55,7 +55,12 @@ class Running:
                     f"the lab has the {key} {made}: ./setup-env.py destroy, then it can have the "
                     f"{key} {wanted}"
                 )
-        return cls(lab, choices, providers.provider(lab), stacks.stack(lab.stack))
+        found = cls(lab, choices, providers.provider(lab), stacks.stack(lab.stack))
+        if found.stack.needs.root and found.provider.is_here:
+            raise LabError(
+                f"the stack {lab.stack} takes over a whole machine: --provider vagrant or hosts"
+            )
+        return found
 
     @property
     def debian_packages(self) -> tuple[str, ...]:

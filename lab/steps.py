@@ -97,7 +97,7 @@ class Steps:
         try:
             yield step
         except BaseException as error:
-            last = [] if not isinstance(error, Exception) else list(step.lines)
+            last = list(step.lines) if isinstance(error, Exception) else None
             step.log("".join(traceback.format_exception(error)).rstrip())
             self._end(step, failed=True, last=last)
             if isinstance(error, Exception) and not isinstance(error, LabError):
@@ -117,14 +117,14 @@ class Steps:
         """Show one line that is no step."""
         self.console.print(text, markup=False)
 
-    def _end(self, step: Step, failed: bool = False, last: Sequence[str] = ()) -> None:
+    def _end(self, step: Step, failed: bool = False, last: Sequence[str] | None = None) -> None:
         seconds = time.monotonic() - step.started
         with self._lock:
             self._running.remove(step)
             self.console.print(_line(step.instance, step.title, "✘" if failed else "✔", seconds))
-            for line in last:
+            for line in last or ():
                 self.console.print(f"    {line}", markup=False, style="dim")
-            if last:
+            if last is not None:
                 self.console.print(f"    the whole log: {self.directory / step.instance}.log")
 
     def _file(self, instance: str | None) -> IO[str]:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from string import Template
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING
 
 import psutil
 
 from lab import processes
 from lab.bootstrap import base_python
-from lab.description import Instance
+from lab.description import Instance, Lab
 from lab.errors import LabError
 from lab.providers import logins
 from lab.providers.base import Finding, Host, Needs, Provider
 from lab.steps import Steps
 
 SSH_PORT = 2222
+
+if TYPE_CHECKING:
+    from lab.supervision import Supervisor
 
 #: Variables by which a user tells uv where packages come from, and how to trust that place.
 _PACKAGE_VARIABLES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -104,34 +108,6 @@ stdout_logfile = $state/log/$name-sshd.log
 """)
 
 
-class Supervisor(Protocol):
-    """What we call of supervisor's XML-RPC interface; its names are its own."""
-
-    def getState(self) -> dict[str, Any]:  # noqa: D102
-        ...
-
-    def getAllProcessInfo(self) -> list[dict[str, Any]]:  # noqa: D102
-        ...
-
-    def getProcessInfo(self, name: str) -> dict[str, Any]:  # noqa: D102
-        ...
-
-    def startProcess(self, name: str) -> bool:  # noqa: D102
-        ...
-
-    def stopProcess(self, name: str) -> bool:  # noqa: D102
-        ...
-
-    def reloadConfig(self) -> list[list[list[str]]]:  # noqa: D102
-        ...
-
-    def addProcessGroup(self, name: str) -> bool:  # noqa: D102
-        ...
-
-    def removeProcessGroup(self, name: str) -> bool:  # noqa: D102
-        ...
-
-
 class Local(Provider):
     """Instance *n* is a loopback address and a directory of this machine."""
 
@@ -139,16 +115,22 @@ class Local(Provider):
     debian_packages = ("openssh-client", "openssh-server")
     is_here = True
 
-    @property
-    def _directory(self) -> Path:
-        return self.lab.state / "provider"
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
+        self._directory = lab.state / "provider"
+
+    @cached_property
+    def _supervisor(self) -> Supervisor:
+        from lab.supervision import Supervisor  # noqa: PLC0415 - slow to import
+
+        return Supervisor(
+            self._directory / "supervisor.sock",
+            self._directory / "supervisord.conf",
+            self.lab.state / "log" / "supervisord.out",
+        )
 
     def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
         """Give each of *names* its directory and its sshd."""
-        if needs.root:
-            raise LabError(
-                "this stack takes over a whole machine: use it with --provider vagrant or hosts"
-            )
         instances = [one for one in self.lab.instances if one.name in names]
         for one in instances:
             if not one.address.is_loopback:
@@ -159,12 +141,16 @@ class Local(Provider):
         sshd = _program("sshd")
         changed = self._write_files(sshd)
         _make_privilege_separation_directory(self._directory)
-        supervisor = self._supervisor_started()
-        for name in changed:
-            _stop_program(supervisor, name)
+        if not self._supervisor.running():
+            self._tidy()
+        with _as_lab_error():
+            environment = {"PATH": _PATH, "LANG": "C.UTF-8", **processes.marks(self.lab.state)}
+            self._supervisor.start(environment)
+            for name in changed:
+                self._supervisor.stop_program(name)
         for one in instances:
             with steps.step(one.name, "host") as step:
-                self._start(supervisor, one)
+                self._start(one)
                 step.log(f"sshd answers on {one.address}:{SSH_PORT}")
         return [self._host(one) for one in instances]
 
@@ -178,11 +164,11 @@ class Local(Provider):
 
     def halt(self, names: Sequence[str]) -> None:
         """Stop the sshd of each of *names* and whatever else runs there."""
-        supervisor = self._supervisor()
-        if supervisor is not None:
-            for name in names:
-                _stop_program(supervisor, name)
-            if not any(program["pid"] for program in supervisor.getAllProcessInfo()):
+        if self._supervisor.running():
+            with _as_lab_error():
+                for name in names:
+                    self._supervisor.stop_program(name)
+            if not any(map(self._supervisor.pid, self._supervisor.states())):
                 self._kill_supervisor()
         for name in names:
             processes.stop(processes.marked(self.lab.state, name))
@@ -275,51 +261,6 @@ class Local(Provider):
         _write(self.ssh_config, ssh_config)
         return changed
 
-    def _supervisor(self) -> Supervisor | None:
-        """The supervisor that runs, or None."""
-        from xmlrpc.client import Fault, ServerProxy  # noqa: PLC0415 - slow to import
-
-        from supervisor.xmlrpc import SupervisorTransport  # noqa: PLC0415
-
-        path = self._directory / "supervisor.sock"
-        if not path.exists():
-            return None
-        proxy = ServerProxy(
-            "http://127.0.0.1", transport=SupervisorTransport(None, None, f"unix://{path}")
-        )
-        supervisor = cast(Supervisor, proxy.supervisor)
-        try:
-            return supervisor if supervisor.getState()["statename"] == "RUNNING" else None
-        except (OSError, Fault):
-            return None
-
-    def _supervisor_started(self) -> Supervisor:
-        """The supervisor, with the configuration as it is now."""
-        supervisor = self._supervisor()
-        if supervisor is not None:
-            _update(supervisor)
-            return supervisor
-        self._tidy()
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "supervisor.supervisord"),
-                *("-c", str(self._directory / "supervisord.conf")),
-            ],
-            env={"PATH": _PATH, "LANG": "C.UTF-8", **processes.marks(self.lab.state)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
-        )
-        deadline = time.monotonic() + _PATIENCE
-        while (supervisor := self._supervisor()) is None:
-            if time.monotonic() > deadline:
-                raise LabError(
-                    f"the provider's supervisor does not answer: see {self.lab.state}/log/"
-                    "provider.log"
-                )
-            time.sleep(0.02)
-        return supervisor
-
     def _kill_supervisor(self) -> None:
         """End the supervisor before it brings anything back; it has nothing to lose."""
         configuration = str(self._directory / "supervisord.conf")
@@ -334,7 +275,7 @@ class Local(Provider):
 
     def _tidy(self) -> None:
         """Stop sshds and supervisors that nobody looks after any more; sessions stay."""
-        if self._supervisor() is not None:
+        if self._supervisor.running():
             return
         configurations = [
             str(self._directory / "supervisord.conf"),
@@ -346,22 +287,17 @@ class Local(Provider):
             if any(text in _title(process) for text in configurations)
         )
 
-    def _start(self, supervisor: Supervisor, instance: Instance) -> None:
-        from xmlrpc.client import Fault  # noqa: PLC0415
-
+    def _start(self, instance: Instance) -> None:
         address = str(instance.address)
-        if not supervisor.getProcessInfo(instance.name)["pid"]:
+        if not self._supervisor.pid(instance.name):
             taker = _taker(address)
             if taker is not None:
                 raise LabError(
                     f"{instance.name}: {address}:{SSH_PORT} is taken by {taker}: stop that, or "
                     "change the address in lab.yaml"
                 )
-            try:
-                supervisor.startProcess(instance.name)
-            except Fault as fault:
-                if "ALREADY_STARTED" not in fault.faultString:
-                    raise LabError(f"{instance.name}: sshd: {fault.faultString}") from fault
+            with _as_lab_error():
+                self._supervisor.ensure([instance.name])
         deadline = time.monotonic() + _PATIENCE
         while not _greets(address):
             if time.monotonic() > deadline:
@@ -374,24 +310,14 @@ class Local(Provider):
             time.sleep(0.02)
 
 
-def _update(supervisor: Supervisor) -> None:
-    """What ``supervisorctl update`` does."""
-    added, changed, removed = supervisor.reloadConfig()[0]
-    for name in (*changed, *removed):
-        _stop_program(supervisor, name)
-        supervisor.removeProcessGroup(name)
-    for name in (*added, *changed):
-        supervisor.addProcessGroup(name)
-
-
-def _stop_program(supervisor: Supervisor, name: str) -> None:
-    from xmlrpc.client import Fault  # noqa: PLC0415
+@contextlib.contextmanager
+def _as_lab_error() -> Iterator[None]:
+    from lab.supervision import SupervisionError  # noqa: PLC0415
 
     try:
-        supervisor.stopProcess(name)
-    except Fault as fault:
-        if not fault.faultString.startswith(("NOT_RUNNING", "BAD_NAME")):
-            raise LabError(f"{name}: sshd does not stop: {fault.faultString}") from fault
+        yield
+    except SupervisionError as error:
+        raise LabError(f"the provider's supervisor: {error}") from error
 
 
 def _title(process: psutil.Process) -> str:

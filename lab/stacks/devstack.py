@@ -42,6 +42,7 @@ _COMPLETED = re.compile(r"stack\.sh completed in (\d+) seconds")
 _LAST_LINES = 30
 
 _DEVSTACK = Path("/opt/stack/devstack")
+_PLUGIN = Path("/opt/stack/openstackoid")
 _LOG = Path("/opt/stack/logs/stack.sh.log")
 _VENV = Path("/opt/stack/data/venv")
 _PROXY = Path("/etc/openstackoid/proxy.json")
@@ -139,6 +140,11 @@ class _Machine:
         if not self._succeeds(*git, "diff", "--cached", "--quiet", "HEAD"):
             who = ["-c", "user.name=openstackoid", "-c", "user.email=openstackoid@localhost"]
             self._remote.run([*git, *who, "commit", "--quiet", "--message", "The lab's source"])
+        # DevStack leaves a plugin that it has cloned as it is (functions-common:git_clone).
+        if self._succeeds("test", "-e", str(_PLUGIN)):
+            clone = ["git", "-C", str(_PLUGIN)]
+            self._remote.run([*clone, "fetch", "--quiet", "origin", "master"])
+            self._remote.run([*clone, "reset", "--quiet", "--hard", "FETCH_HEAD"])
 
     def is_stacked(self) -> bool:
         """Whether stack.sh has come to its end with what local.conf says now."""
@@ -201,7 +207,8 @@ class _Machine:
     def log_in(self, clouds: str) -> None:
         """Make ``openstack`` work at once in the instance's shell."""
         home = self._host.home
-        profile = f'PATH="{_VENV}/bin:$PATH"\nexport PATH OS_CLOUD={self._host.name}\n'
+        # Last, so that DevStack's scripts find the python3 that they have always found.
+        profile = f'PATH="$PATH:{_VENV}/bin"\nexport PATH OS_CLOUD={self._host.name}\n'
         self._remote.put(profile, home / ".profile")
         self._remote.run(["mkdir", "-p", str(home / ".config" / "openstack")])
         self._remote.put(clouds, home / ".config" / "openstack" / "clouds.yaml", 0o600)

@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Iterator
 
+from lab.supervision import SupervisionError
 from lab.wheels.database import DatabaseError
 from lab.wheels.instance import Instance, InstanceError
 from lab.wheels.launch import LaunchError
 from lab.wheels.layout import Layout
 from lab.wheels.spec import Spec
-from lab.wheels.supervision import SupervisionError
 from openstackoid.proxy.config import ProxyError
 
 

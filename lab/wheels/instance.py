@@ -15,11 +15,11 @@ import amqp
 import pymysql
 
 from lab import image
+from lab.supervision import Supervisor
 from lab.wheels import configure, database, launch
 from lab.wheels.forkserver import KINDS, retire
 from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import fork_servers, programs, service_environment
-from lab.wheels.supervision import Supervisor
 from openstackoid.proxy.config import ProxyError, peer_states, reload
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.
@@ -43,7 +43,11 @@ class Instance:
 
     def __init__(self, layout: Layout, step: Step, note: Callable[[str], None]) -> None:
         self.layout = layout
-        self.supervisor = Supervisor(layout)
+        self.supervisor = Supervisor(
+            layout.supervisor_socket,
+            layout.etc / "supervisord.conf",
+            layout.log / "supervisord.out",
+        )
         self._step = step
         self._note = note
         self._servers = str(fork_servers(layout))
@@ -85,7 +89,13 @@ class Instance:
         launch.spawn(self._servers, *(kind for kind in KINDS if kind != "client" or not complete))
         running = self.supervisor.states().get("haproxy") == "RUNNING"
         changed = configure.configure(self.layout)
-        self.supervisor.start()
+        self.supervisor.start(
+            {
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("OS_") and name != "PYTHONDONTWRITEBYTECODE"
+            }
+        )
         self.supervisor.ensure(_BACKING)
         database.prepare(self.layout)
         self.supervisor.ensure(("mariadb",))

@@ -133,6 +133,7 @@ def test_some_instances_can_be_brought_up_and_halted_by_name(sandbox: Sandbox) -
         (["ssh", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
         (["logs", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
         (["up", "--provider", "vagrant", "-n", "3"], "list them in lab.yaml"),
+        (["up", "--provider", "local", "--stack", "devstack"], "takes over a whole machine"),
         (["attach"], "the lab is down: ./setup-env.py up"),
     ],
 )

@@ -1,20 +1,17 @@
-"""The instance's supervisord: start it, ask it, stop it."""
+"""A supervisord of the lab, of an instance or of a provider: start it, ask it, stop it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from supervisor.xmlrpc import Faults, SupervisorTransport
-
-from lab.wheels.layout import Layout
 
 #: Seconds within which supervisord, and then each of its programs, has to run or to end.
 PATIENCE = 60
@@ -27,15 +24,20 @@ class SupervisionError(Exception):
 
 
 class Supervisor:
-    """The supervisord of the instance at *layout*."""
+    """The supervisord that listens on *socket*, with the file *configuration*.
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    What it says while it starts is kept in the file *output*.
+    """
+
+    def __init__(self, socket: Path, configuration: Path, output: Path) -> None:
+        self._socket = socket
+        self._configuration = configuration
+        self._output = output
 
     @property
     def _rpc(self) -> Any:  # noqa: ANN401 - its methods are whatever supervisord offers
         """A new connection each time: supervisor's transport does not survive a refused one."""
-        transport = SupervisorTransport(None, None, f"unix://{self._layout.supervisor_socket}")
+        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
         # The URL is never used: the transport knows the socket.
         return xmlrpc.client.ServerProxy("http://supervisor", transport=transport).supervisor
 
@@ -47,7 +49,7 @@ class Supervisor:
             return False
         return bool(state["statename"] == "RUNNING")
 
-    def start(self) -> None:
+    def start(self, environment: Mapping[str, str]) -> None:
         """Start it, or have it read its configuration again; changed programs restart.
 
         :raises SupervisionError: when it does not answer.
@@ -55,16 +57,9 @@ class Supervisor:
         if self.running():
             self._update()
             return
-        self._layout.supervisor_socket.unlink(missing_ok=True)
-        configuration = self._layout.etc / "supervisord.conf"
-        log = (self._layout.log / "supervisord.out").open("w")
-        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)]
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("OS_") and name != "PYTHONDONTWRITEBYTECODE"
-        }
-        with log:
+        self._socket.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._configuration)]
+        with self._output.open("w") as log:
             status = subprocess.run(
                 command,
                 env=environment,
@@ -76,8 +71,8 @@ class Supervisor:
         deadline = time.monotonic() + PATIENCE
         while not self.running():
             if status or time.monotonic() > deadline:
-                raise SupervisionError(f"supervisord does not answer: see {log.name}")
-            time.sleep(0.05)
+                raise SupervisionError(f"supervisord does not answer: see {self._output}")
+            time.sleep(0.02)
 
     def _update(self) -> None:
         added, changed, removed = self._rpc.reloadConfig()[0]
@@ -109,6 +104,17 @@ class Supervisor:
     def pid(self, name: str) -> int:
         """The process of the program *name*; 0 when it does not run."""
         return int(self._rpc.getProcessInfo(name)["pid"])
+
+    def stop_program(self, name: str) -> None:
+        """Stop the program *name*; that it does not run is no error.
+
+        :raises SupervisionError: when it does not end.
+        """
+        try:
+            self._rpc.stopProcess(name)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode not in (Faults.NOT_RUNNING, Faults.BAD_NAME):
+                raise SupervisionError(f"{name} does not stop: {fault.faultString}") from fault
 
     def stop(self, first: Iterable[str]) -> None:
         """Stop the programs *first* side by side, then the others and supervisord.
