@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lab.description import Instance
 from lab.errors import LabError
-from lab.providers import provision
+from lab.providers import logins, provision
 from lab.providers.base import Finding
 from lab.providers.machines import Machines
 from lab.steps import Steps
@@ -46,9 +46,13 @@ class Hosts(Machines):
 
         :raises LabError: when one of them is out of reach.
         """
-        known = [name for name in self.lab.names if name in self._doors() or self._was_begun(name)]
-        with ThreadPoolExecutor(len(known) or 1) as pool:
-            list(pool.map(lambda name: provision.remove(self.administrator(name)), known))
+        begun = [
+            name for name in self.lab.names if (self._directory / f"{name}.administrator").exists()
+        ]
+        if begun:
+            key = logins.key(self._directory / "key")
+            with ThreadPoolExecutor(len(begun)) as pool:
+                list(pool.map(lambda name: provision.remove(self.administrator(name), key), begun))
 
     def doctor(self) -> list[Finding]:
         """Whether ssh gets into each of the machines."""
@@ -69,9 +73,6 @@ class Hosts(Machines):
 
     def _way_in(self, name: str) -> str:
         return " ".join(["ssh", "-o BatchMode=yes", *_words(self.lab.instance(name))])
-
-    def _was_begun(self, name: str) -> bool:
-        return (self._directory / f"{name}.administrator").exists()
 
     def _start(self, names: Sequence[str], steps: Steps) -> Mapping[str, str]:
         """Find out how ssh gets there; they run already."""

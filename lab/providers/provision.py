@@ -148,9 +148,9 @@ class Preparation:
         _install_packages(administrator, (*PACKAGES, *self.needs.packages), log, say)
 
 
-def remove(administrator: Administrator) -> None:
-    """Take everything off a machine that :func:`prepare` put there; from any state."""
-    if not administrator.exists(_NOTES):
+def remove(administrator: Administrator, key: str) -> None:
+    """Take everything off a machine that the lab with this *key* put there; from any state."""
+    if administrator.read(_OWNER) != f"{key}\n":
         return
     end_processes(administrator)
     if administrator.exists(SOURCE / "lab"):
@@ -160,8 +160,7 @@ def remove(administrator: Administrator) -> None:
     if administrator.run(["id", "-u", USER], check=False).ok:
         administrator.run(["userdel", "--remove", USER])
     administrator.run(["rm", "-rf", HOME])
-    if (administrator.read(_PIP_CONF) or "").startswith(_PIP_MARK):
-        administrator.run(["rm", "-f", _PIP_CONF])
+    _write_pip_conf(administrator, "")
     administrator.run(["rm", "-rf", _SUDOERS, _APT_CONF, _NOTES])
 
 
@@ -300,11 +299,18 @@ def _use_mirrors(administrator: Administrator, mirrors: Mirrors) -> None:
         administrator.write(_APT_CONF, apt)
     else:
         administrator.run(["rm", "-f", _APT_CONF])
-    if mirrors.pip:
-        before = administrator.read(_PIP_CONF)
-        if before is None or before.startswith(_PIP_MARK):
-            text = f"{_PIP_MARK}\n[global]\nindex-url = {mirrors.pip}\n"
-            administrator.write(_PIP_CONF, text)
+    _write_pip_conf(administrator, f"index-url = {mirrors.pip}" if mirrors.pip else "")
+
+
+def _write_pip_conf(administrator: Administrator, setting: str) -> None:
+    """Have pip's configuration hold *setting*, or nothing of ours; one that is there stays."""
+    before = administrator.read(_PIP_CONF)
+    if before is not None and not before.startswith(_PIP_MARK):
+        return
+    if setting:
+        administrator.write(_PIP_CONF, f"{_PIP_MARK}\n[global]\n{setting}\n")
+    elif before is not None:
+        administrator.run(["rm", "-f", _PIP_CONF])
 
 
 def _install_packages(

@@ -99,3 +99,12 @@ def test_a_machine_with_a_user_stack_of_somebody_elses_is_left_alone(lab: Clone)
     lab.setup_env("destroy")
     assert everything(lab, "InstanceTwo") == before
     lab.run("docker", "exec", "InstanceTwo", "userdel", "--remove", "stack")
+
+
+def test_a_machine_of_another_lab_is_left_alone(lab: Clone) -> None:
+    mark = "mkdir /var/lib/openstackoid; echo somebody >/var/lib/openstackoid/owner"
+    lab.run("docker", "exec", "InstanceOne", "sh", "-c", mark)
+    before = everything(lab, "InstanceOne")
+    assert "has an instance of another lab" in lab.error("up", "--no-attach", "InstanceOne")
+    lab.setup_env("destroy")
+    assert everything(lab, "InstanceOne") == before
