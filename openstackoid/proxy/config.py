@@ -47,13 +47,6 @@ _PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 _PREFIX = re.compile(r"/[A-Za-z0-9][A-Za-z0-9_-]*")
 _LOG_TARGET = re.compile(r"(?:stdout|stderr|[A-Za-z0-9_.:/@\[\]-]+)(?: [a-z0-9]+)*")
 _AUTHORITY = ServiceTypes()
-#: In the text of all headers (HAProxy's ``req.hdrs``): any that are not ours and have no odd name,
-_OTHER_HEADERS = (
-    r"(?:(?!x-(?:auth-token|scope|subject-token|service-token):)[a-z0-9-]++:[^\r]*+\r\n)*+"
-)
-#: and the beginning of one that may be followed by a tag.
-_AUTH_HEADER = r"x-auth-token:[^!\r]*+"
-_UNSCOPED_HEADERS = rf"^{_OTHER_HEADERS}(?:{_AUTH_HEADER}\r\n{_OTHER_HEADERS})?\r\n\z"
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("openstackoid.proxy"),
     autoescape=False,  # noqa: S701 - HAProxy's files, no HTML; every value is validated instead
@@ -232,7 +225,7 @@ def render(proxy: Proxy) -> dict[str, str]:
         "mark": TAG_MARK,
         "url_prefix": URL_PREFIX,
         "position": _positions(proxy.service_types),
-        "headers": {"unscoped": _UNSCOPED_HEADERS, "canonical": _canonical_headers(proxy)},
+        "canonical_tags": _canonical_tags(proxy),
         "home_pattern": re.escape(proxy.name),
         "longest_pattern": LONGEST_PATTERN,
         "home_pairs": proxy.home.to_json()[1:-1],
@@ -332,8 +325,8 @@ def _replace(path: Path, text: str) -> None:
         raise
 
 
-def _canonical_headers(proxy: Proxy) -> str:
-    """A regular expression for headers whose one tag has this proxy's own form and is all right.
+def _canonical_tags(proxy: Proxy) -> str:
+    """A regular expression for tokens whose tag has this proxy's own form and is all right.
 
     Each name of an instance ends with its quote, so that none matches the beginning of another.
     """
@@ -349,9 +342,7 @@ def _canonical_headers(proxy: Proxy) -> str:
     defined = "".join(
         f'(?<{group}>(?:{"|".join(map(re.escape, names))})")' for group, names in groups.items()
     )
-    tag = rf"{TAG_MARK}\{{{values}\}}"
-    others = _OTHER_HEADERS
-    return rf"^{others}{_AUTH_HEADER}{tag}\r\n{others}\r\n\z(?(DEFINE){defined})"
+    return rf"^[^!]*+{TAG_MARK}\{{{values}\}}\z(?(DEFINE){defined})"
 
 
 def _positions(service_types: Iterable[str]) -> dict[str, int]:
