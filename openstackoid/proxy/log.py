@@ -1,12 +1,12 @@
 """What the proxy writes about each request: HAProxy's HTTP log, and what the scope made of it.
 
-HAProxy's own log format, as in section 8.2.3 of its configuration manual but without captured
-cookies and headers, is followed by what a scope made of the request: the backend it leads to, the
-service type and the resolved scope. A request that had no need of a look at its scope has ``-``
-instead, and its backend names its service. In one line::
+HAProxy's own log format, as in section 8.2.3 of its configuration manual but without captures
+and queues, is followed by what a scope made of the request: the backend it leads to, the service
+type and the resolved scope. A request that had no need of a look at its scope has ``-`` instead,
+and its backend names its service. In one line::
 
     127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo
-    0/0/1/35/36 200 1071 ---- 2/1/0/0/0 0/0 "GET /image/v2/images HTTP/1.1" peer_InstanceTwo
+    0/0/1/35/36 200 1071 ---- 2/1/0/0/0 "GET /image/v2/images HTTP/1.1" peer_InstanceTwo
     image {"compute":"InstanceOne","identity":"InstanceOne","image":"InstanceTwo"}
 """
 
@@ -23,7 +23,7 @@ _LINE = re.compile(
     r"(?P<client>\S+) \[(?P<time>[^\]]+)\] "
     r"(?P<frontend>[^ ~]+)~? (?P<backend>[^ /]+)/(?P<server>\S+) "
     r"(?P<timers>[-+0-9/]+) (?P<status>-?\d+) \+?(?P<bytes>\d+) (?P<state>\S{4}) "
-    r"(?P<connections>[+0-9/]+) (?P<queues>[0-9/]+) \"(?P<method>\S+)(?: (?P<uri>\S+) HTTP/\S+)?\" "
+    r"(?P<connections>[+0-9/]+) \"(?P<method>\S+)(?: (?P<uri>\S+) HTTP/\S+)?\" "
     r"(?:-|\S+ (?P<service>\S+) (?P<scope>\{.*\}))"
 )
 
