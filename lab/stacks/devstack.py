@@ -158,6 +158,7 @@ class _Machine:
         """
         name = self._host.name
         self._remote.put(self._local_conf(), _DEVSTACK / "local.conf", 0o600)
+        self._remote.put(self._local_sh(), _DEVSTACK / "local.sh", 0o755)
         summary = _Summary(steps, name)
         # A run that an interrupted `up` has left is waited for: there can be one only.
         command = ["flock", "--close", f"{_DEVSTACK}.lock", "./stack.sh"]
@@ -255,6 +256,9 @@ class _Machine:
             port=PROXY_PORT,
             log=_LOG,
         )
+
+    def _local_sh(self) -> str:
+        return _TEMPLATES.get_template("local.sh.j2").render(lab=self._lab, host=self._host)
 
     def _digest(self) -> str:
         """Of what a stack.sh that has run decides; the proxy learns of peers without it."""

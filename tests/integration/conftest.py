@@ -37,9 +37,20 @@ class Shell:
 
     def sql(self, statement: str) -> list[list[str]]:
         """Rows of the instance's own database."""
-        socket = str(self.directory / "run" / "mariadb.sock")
-        rows = self.run("mariadb", f"--socket={socket}", "-Ne", statement)
+        client = ["mariadb", f"--socket={self.directory / 'run' / 'mariadb.sock'}"]
+        if self._is_devstack:
+            client = ["mysql"]
+        rows = self.run(*client, "-Ne", statement)
         return [row.split("\t") for row in rows.splitlines()]
+
+    @property
+    def cell(self) -> str:
+        """The database of the cell that has the servers."""
+        return "nova_cell1" if self._is_devstack else "nova"
+
+    @property
+    def _is_devstack(self) -> bool:
+        return self.lab.description.stack == "devstack"
 
     @cached_property
     def directory(self) -> Path:
@@ -57,7 +68,8 @@ class Shell:
 
     def proxy_log(self, since: int = 0) -> list[LogLine]:
         """What the proxy has served, from the line *since* on."""
-        lines = self.lab.setup_env("logs", self.name, "haproxy").stdout.splitlines()
+        proxy = "openstackoid-proxy" if self._is_devstack else "haproxy"
+        lines = self.lab.setup_env("logs", self.name, proxy).stdout.splitlines()
         return list(filter(None, map(parse_log_line, lines)))[since:]
 
 

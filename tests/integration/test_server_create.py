@@ -100,8 +100,8 @@ def created(shell: Callable[[str], Shell]) -> Iterator[Callable[[Request], Creat
         yield result
         for done in [pool.submit(delete, request) for request in REQUESTS]:
             done.result()
-    alive = "SELECT display_name FROM nova.instances WHERE deleted = 0"
-    assert [shell(name).sql(alive) for name in INSTANCES] == [[], []]
+    alive = "SELECT display_name FROM {}.instances WHERE deleted = 0"
+    assert [shell(name).sql(alive.format(shell(name).cell)) for name in INSTANCES] == [[], []]
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
@@ -114,7 +114,8 @@ def test_a_server_is_made_of_the_services_that_its_scope_names(
     assert server["status"] == "ACTIVE"
     assert server["image"] == f"cirros ({image})"
 
-    rows = f"SELECT user_id, vm_state, image_ref FROM nova.instances WHERE uuid = '{server['id']}'"
+    servers = f"{shell(request_.compute).cell}.instances"
+    rows = f"SELECT user_id, vm_state, image_ref FROM {servers} WHERE uuid = '{server['id']}'"
     administrator = shell(request_.identity).administrator
     [elsewhere] = set(INSTANCES) - {request_.compute}
     assert shell(request_.compute).sql(rows) == [[administrator, "active", image]]

@@ -35,15 +35,9 @@ _SYSTEM = (
     "systemd",
     "systemd-sysv",
 )
-#: What the wheels stack needs on a host; none of it starts by itself.
+#: What the stacks need on a host; none of it starts by itself.
 _STACK = ("haproxy", "mariadb-server", "rabbitmq-server")
-_DISABLED = (
-    "epmd.service",
-    "epmd.socket",
-    "haproxy.service",
-    "mariadb.service",
-    "rabbitmq-server.service",
-)
+_DISABLED = ("epmd.service", "epmd.socket", "haproxy.service")
 # Hardware and networks are Docker's business; a machine of a test lives too short for timers.
 _MASKED = (
     "apt-daily-upgrade.timer",
@@ -71,9 +65,12 @@ ExecStart=mount -o remount,bind,rw /proc/sys/net
 [Install]
 WantedBy=multi-user.target
 """
-# What comes with DevStack finds no modules of the host's kernel in a container.
-_WITHOUT_MODULES = {
-    # A daemon of iSCSI would fail, and stack.sh with it (lib/nova:configure_nova).
+_DROP_INS = {
+    # DevStack takes Debian's, as they start with the machine; the wheels start their own.
+    "mariadb": "[Unit]\nConditionPathExists=/opt/stack/devstack\n",
+    "rabbitmq-server": "[Unit]\nConditionPathExists=/opt/stack/devstack\n",
+    # A container has no modules of the host's kernel: a daemon of iSCSI would fail, and stack.sh
+    # with it (lib/nova:configure_nova).
     "iscsid": "[Unit]\nConditionPathExists=/sys/class/iscsi_transport\n",
     # OVN's own bridge follows no OVS_DATAPATH_TYPE (lib/neutron_plugins/ovn_agent:_start_ovs).
     "ovn-controller": (
@@ -190,7 +187,7 @@ def _write_files(recipe: _Recipe, root: Path) -> Path:
         ),
         "home/vagrant/.ssh/authorized_keys": recipe.key,
     }
-    for unit, text in _WITHOUT_MODULES.items():
+    for unit, text in _DROP_INS.items():
         texts[f"etc/systemd/system/{unit}.service.d/container.conf"] = text
     for number, certificate in enumerate(recipe.certificates, start=1):
         texts[f"usr/local/share/ca-certificates/host-{number}.crt"] = certificate
