@@ -175,7 +175,10 @@ class _Machine:
         self._remote.put(self._digest(), self._stamp)
 
     def meet_peers(self) -> None:
-        """Have the proxy know the peers that lab.yaml lists now; no connection is dropped."""
+        """Have the proxy know the peers that lab.yaml lists now, and be that of our source.
+
+        No connection is dropped.
+        """
         known = json.loads(self._remote.run(["cat", str(_PROXY)]).stdout)
         trusted = self._lab.issuers(self._host.name)
         wanted = {
@@ -188,7 +191,9 @@ class _Machine:
         }
         if wanted != known:
             self._remote.put(json.dumps(wanted, indent=2) + "\n", _PROXY)
-            self._remote.run([str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)])
+        before = self._proxy_files()
+        self._remote.run([str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)])
+        if self._proxy_files() != before:
             self._remote.run(["sudo", "systemctl", "reload", "devstack@openstackoid-proxy"])
 
     def start(self) -> None:
@@ -244,6 +249,12 @@ class _Machine:
         command = [str(_VENV / "bin" / "openstackoid-proxy"), "peers", "/etc/openstackoid"]
         shown = self._remote.run(command, check=False)
         return dict(line.split(" ", 1) for line in shown.stdout.splitlines()) if shown.ok else {}
+
+    def _proxy_files(self) -> set[str]:
+        """What HAProxy reads: names and digests."""
+        kinds = ["(", "-name", "*.cfg", "-o", "-name", "*.map", ")"]
+        find = ["find", str(_PROXY.parent), *kinds, "-exec", "sha256sum", "{}", "+"]
+        return set(self._remote.run(find).stdout.splitlines())
 
     def _local_conf(self) -> str:
         lab, name = self._lab, self._host.name
