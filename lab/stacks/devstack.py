@@ -192,7 +192,9 @@ class _Machine:
         if wanted != known:
             self._remote.put(json.dumps(wanted, indent=2) + "\n", _PROXY)
         before = self._proxy_files()
-        self._remote.run([str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)])
+        # Debian has haproxy where only root looks for commands.
+        check = [str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)]
+        self._remote.run(check, env={"PATH": "/usr/sbin:/usr/bin"})
         if self._proxy_files() != before:
             self._remote.run(["sudo", "systemctl", "reload", "devstack@openstackoid-proxy"])
 
