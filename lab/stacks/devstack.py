@@ -191,12 +191,13 @@ class _Machine:
         }
         if wanted != known:
             self._remote.put(json.dumps(wanted, indent=2) + "\n", _PROXY)
-        before = self._proxy_files()
         # Debian has haproxy where only root looks for commands.
         check = [str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)]
         self._remote.run(check, env={"PATH": "/usr/sbin:/usr/bin"})
-        if self._proxy_files() != before:
+        files, loaded = self._proxy_files(), self._host.directory / "proxy-loaded"
+        if self._remote.run(["cat", str(loaded)], check=False).stdout != files:
             self._remote.run(["sudo", "systemctl", "reload", "devstack@openstackoid-proxy"])
+            self._remote.put(files, loaded)
 
     def start(self) -> None:
         """Have the units of DevStack run; after the start of a machine they do by themselves."""
@@ -252,11 +253,11 @@ class _Machine:
         shown = self._remote.run(command, check=False)
         return dict(line.split(" ", 1) for line in shown.stdout.splitlines()) if shown.ok else {}
 
-    def _proxy_files(self) -> set[str]:
+    def _proxy_files(self) -> str:
         """What HAProxy reads: names and digests."""
         kinds = ["(", "-name", "*.cfg", "-o", "-name", "*.map", ")"]
         find = ["find", str(_PROXY.parent), *kinds, "-exec", "sha256sum", "{}", "+"]
-        return set(self._remote.run(find).stdout.splitlines())
+        return "\n".join(sorted(self._remote.run(find).stdout.splitlines()))
 
     def _local_conf(self) -> str:
         lab, name = self._lab, self._host.name
