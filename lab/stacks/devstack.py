@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,8 @@ _TEMPLATES.filters["quoted"] = shlex.quote
 # What stack.sh says with VERBOSE=False: a time, and what it comes to now (tools/outfilter.py).
 _SUMMARY = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ \| (?P<title>[A-Z].*)")
 _COMPLETED = re.compile(r"stack\.sh completed in (\d+) seconds")
+#: Seconds in which nova-compute has to report, which it does every 10.
+_PATIENCE = 180
 #: How much of DevStack's log goes into ours where it fails.
 _LAST_LINES = 30
 
@@ -75,8 +78,10 @@ class DevStack(Stack):
                     machine.meet_peers()
             else:
                 machine.stack(steps)
+            machine.log_in(clouds)
+            with steps.step(host.name, "nova-compute reports"):
+                machine.await_compute()
             with steps.step(host.name, "flavors, networks and image") as step:
-                machine.log_in(clouds)
                 machine.offer(step.log)
 
         with ThreadPoolExecutor(len(hosts)) as pool:
@@ -221,6 +226,25 @@ class _Machine:
         self._remote.put(profile, home / ".profile")
         self._remote.run(["mkdir", "-p", str(home / ".config" / "openstack")])
         self._remote.put(clouds, home / ".config" / "openstack" / "clouds.yaml", 0o600)
+
+    def await_compute(self) -> None:
+        """Wait until servers find a host: after the start of a machine that takes longest.
+
+        :raises LabError: when none reports for too long.
+        """
+        if not any(service.name.startswith("n-cpu") for service in self.services()):
+            return
+        listing = ["compute", "service", "list", "--service", "nova-compute"]
+        command = ["openstack", *listing, "-f", "value", "-c", "State"]
+        deadline = time.monotonic() + _PATIENCE
+        while "up" not in self._remote.run(command, check=False).stdout.split():
+            if time.monotonic() > deadline:
+                name = self._host.name
+                raise LabError(
+                    f"{name}: no nova-compute has reported for {_PATIENCE} s: "
+                    f"./setup-env.py logs {name}"
+                )
+            time.sleep(1)
 
     def offer(self, log: Callable[[str], None]) -> None:
         """Make the flavors, networks and image that lab.yaml lists."""
