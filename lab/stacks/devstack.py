@@ -7,8 +7,9 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +40,7 @@ _TEMPLATES.filters["quoted"] = shlex.quote
 # What stack.sh says with VERBOSE=False: a time, and what it comes to now (tools/outfilter.py).
 _SUMMARY = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ \| (?P<title>[A-Z].*)")
 _COMPLETED = re.compile(r"stack\.sh completed in (\d+) seconds")
-#: Seconds in which nova-compute has to report, which it does every 10.
+#: Seconds in which nova's workers have to report for the first time.
 _PATIENCE = 180
 #: How much of DevStack's log goes into ours where it fails.
 _LAST_LINES = 30
@@ -50,6 +51,11 @@ _LOG = Path("/opt/stack/logs/stack.sh.log")
 _VENV = Path("/opt/stack/data/venv")
 _PROXY = Path("/etc/openstackoid/proxy.json")
 _UNITS = "devstack@*.service"
+_NOVA_WORKERS = {
+    "nova-compute": ["devstack@n-cpu*.service"],
+    "nova-conductor": ["devstack@n-cond*.service", "devstack@n-super-cond.service"],
+    "nova-scheduler": ["devstack@n-sch*.service"],
+}
 # Variables of local.conf whose later values reach the proxy by other ways, or nothing at all.
 _PROXY_LATER = ("OPENSTACKOID_PEERS=", "OPENSTACKOID_ISSUERS=", "no_proxy=")
 
@@ -79,8 +85,8 @@ class DevStack(Stack):
             else:
                 machine.stack(steps)
             machine.log_in(clouds)
-            with steps.step(host.name, "nova-compute reports"):
-                machine.await_compute()
+            with steps.step(host.name, "nova's workers"):
+                machine.await_nova()
             with steps.step(host.name, "flavors, networks and image") as step:
                 machine.offer(step.log)
 
@@ -194,12 +200,14 @@ class _Machine:
             ],
             "issuers": [name for name in trusted if name != self._host.name],
         }
+        loaded = self._host.directory / "proxy-loaded"
         if wanted != known:
+            self._remote.run(["rm", "-f", str(loaded)])
             self._remote.put(json.dumps(wanted, indent=2) + "\n", _PROXY)
         # Debian has haproxy where only root looks for commands.
         check = [str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)]
         self._remote.run(check, env={"PATH": "/usr/sbin:/usr/bin"})
-        files, loaded = self._proxy_files(), self._host.directory / "proxy-loaded"
+        files = self._proxy_files()
         if self._remote.run(["cat", str(loaded)], check=False).stdout != files:
             self._remote.run(["sudo", "systemctl", "reload", "devstack@openstackoid-proxy"])
             self._remote.put(files, loaded)
@@ -227,24 +235,41 @@ class _Machine:
         self._remote.run(["mkdir", "-p", str(home / ".config" / "openstack")])
         self._remote.put(clouds, home / ".config" / "openstack" / "clouds.yaml", 0o600)
 
-    def await_compute(self) -> None:
-        """Wait until servers find a host: after the start of a machine that takes longest.
+    def await_nova(self) -> None:
+        """Wait until nova's workers have reported since they started: before, servers get lost.
 
-        :raises LabError: when none reports for too long.
+        :raises LabError: when one does not report for too long.
         """
-        if not any(service.name.startswith("n-cpu") for service in self.services()):
-            return
-        listing = ["compute", "service", "list", "--service", "nova-compute"]
-        command = ["openstack", *listing, "-f", "value", "-c", "State"]
+        started = {worker: self._started(units) for worker, units in _NOVA_WORKERS.items()}
         deadline = time.monotonic() + _PATIENCE
-        while "up" not in self._remote.run(command, check=False).stdout.split():
+        while silent := self._silent(started):
             if time.monotonic() > deadline:
                 name = self._host.name
                 raise LabError(
-                    f"{name}: no nova-compute has reported for {_PATIENCE} s: "
+                    f"{name}: no word for {_PATIENCE} s from {', '.join(silent)}: "
                     f"./setup-env.py logs {name}"
                 )
             time.sleep(1)
+
+    def _started(self, units: Sequence[str]) -> float:
+        """When the last of *units* started; 0 where none did."""
+        show = ["systemctl", "show", "--timestamp=unix", "--property=ActiveEnterTimestamp"]
+        shown = self._remote.run([*show, "--value", *units]).stdout
+        return max((float(stamp.removeprefix("@")) for stamp in shown.split()), default=0)
+
+    def _silent(self, started: Mapping[str, float]) -> list[str]:
+        """Nova's workers that have not reported since they *started*."""
+        if not any(started.values()):
+            return []
+        command = ["openstack", "compute", "service", "list", "-f", "json"]
+        listing = self._remote.run(command, check=False)
+        if not listing.ok:
+            return ["nova-api"]
+        return [
+            row["Binary"]
+            for row in json.loads(listing.stdout)
+            if _seconds(row["Updated At"]) < started.get(row["Binary"], 0)
+        ]
 
     def offer(self, log: Callable[[str], None]) -> None:
         """Make the flavors, networks and image that lab.yaml lists."""
@@ -306,6 +331,11 @@ class _Machine:
 
     def _succeeds(self, *argv: str) -> bool:
         return self._remote.run(argv, check=False).ok
+
+
+def _seconds(text: str | None) -> float:
+    """The time *text*, in UTC as nova writes it, in seconds since 1970; 0 where there is none."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() if text else 0
 
 
 class _Summary:
