@@ -1,0 +1,64 @@
+"""Two real DevStacks in a cell, cloned from a directory of bare mirrors that the caller names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.machines.cell import Cell
+from tests.machines.conftest import cell, clone
+from tests.machines.keeper import PROXY_ADDRESS
+
+__all__ = ["cell", "clone"]
+
+VARIABLE = "OPENSTACKOID_MIRRORS"
+#: What DevStack clones of OpenStack, itself included.
+REPOSITORIES = (
+    "devstack",
+    "glance",
+    "keystone",
+    "neutron",
+    "nova",
+    "placement",
+    "requirements",
+)
+
+
+@pytest.fixture(scope="session")
+def mirrors() -> Path:
+    """The directory of bare mirrors; without one, there is nothing to be tested."""
+    if not os.environ.get(VARIABLE):
+        pytest.skip(
+            f"{VARIABLE} names no directory of bare mirrors (openstack/nova.git and so on), of "
+            "which two real DevStacks could be made in 40 minutes"
+        )
+    directory = Path(os.environ[VARIABLE]).resolve()
+    places = [directory / "openstack" / f"{name}.git" for name in REPOSITORIES]
+    missing = [str(place) for place in places if not (place / "HEAD").exists()]
+    assert missing == [], f"{VARIABLE} lacks mirrors"
+    return directory
+
+
+@pytest.fixture(scope="session")
+def git_base(mirrors: Path, cell: Cell) -> Iterator[str]:
+    """Where machines in the cell find the mirrors: what DevStack calls GIT_BASE."""
+    base = f"git://{PROXY_ADDRESS}"
+    with tempfile.TemporaryDirectory(prefix="oid-git-", dir="/var/tmp") as name:
+        note = Path(name) / "pid"
+        serve = [f"--listen={PROXY_ADDRESS}", f"--base-path={mirrors}", "--export-all"]
+        command = ["git", "daemon", *serve, f"--pid-file={note}"]
+        with subprocess.Popen(cell.command(command, ROOT)) as daemon:
+            ask = ["git", "ls-remote", f"{base}/openstack/devstack.git", "HEAD"]
+            deadline = time.monotonic() + 10
+            while cell.run(ask, ROOT).returncode != 0:
+                assert daemon.poll() is None and time.monotonic() < deadline, "no git daemon"
+                time.sleep(0.2)
+            yield base
+            cell.run(["kill", note.read_text().strip()], ROOT, check=True)
