@@ -33,12 +33,7 @@ REPOSITORIES = (
 
 @pytest.fixture(scope="session")
 def mirrors() -> Path:
-    """The directory of bare mirrors; without one, there is nothing to be tested."""
-    if not os.environ.get(VARIABLE):
-        pytest.skip(
-            f"{VARIABLE} names no directory of bare mirrors (openstack/nova.git and so on), of "
-            "which two real DevStacks could be made in 40 minutes"
-        )
+    """The directory of bare mirrors, which has to have all of them."""
     directory = Path(os.environ[VARIABLE]).resolve()
     places = [directory / "openstack" / f"{name}.git" for name in REPOSITORIES]
     missing = [str(place) for place in places if not (place / "HEAD").exists()]
