@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,7 +170,7 @@ class _Machine:
         name = self._host.name
         self._remote.put(self._local_conf(), _DEVSTACK / "local.conf", 0o600)
         self._remote.put(self._local_sh(), _DEVSTACK / "local.sh", 0o755)
-        summary = _Summary(steps, name)
+        summary = _Summary(steps, name, passwords(self._lab, name, ACCOUNTS).values())
         # A run that an interrupted `up` has left is waited for: there can be one only.
         command = ["flock", "--close", f"{_DEVSTACK}.lock", "./stack.sh"]
         result = self._remote.run(
@@ -339,9 +339,10 @@ def _seconds(text: str | None) -> float:
 
 
 class _Summary:
-    """Turns what stack.sh says into steps, one after another."""
+    """Turns what stack.sh says into steps, one after another; keeps *secrets*, which it traces."""
 
-    def __init__(self, steps: Steps, instance: str) -> None:
+    def __init__(self, steps: Steps, instance: str, secrets: Iterable[str]) -> None:
+        self._secrets = re.compile("|".join(map(re.escape, secrets)))
         self._steps = steps
         self._instance = instance
         self._title = "stack.sh"
@@ -359,7 +360,7 @@ class _Summary:
             self._context = self._steps.step(self._instance, self._title)
             self._step = self._context.__enter__()
         else:
-            self._step.log(text)
+            self._step.log(self._secrets.sub("…", text))
 
     def end(self) -> None:
         """stack.sh has come to its end."""
@@ -370,7 +371,7 @@ class _Summary:
 
         :raises LabError: always.
         """
-        self._step.log(last)
+        self._step.log(self._secrets.sub("…", last))
         error = LabError(
             f"{self._instance}: stack.sh failed with status {status} at “{self._title}”: "
             f"./setup-env.py logs {self._instance} stack.sh"

@@ -1,0 +1,224 @@
+"""The stack ``devstack`` as a machine sees it: what is written there, and what is run."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from lab.description import Lab, load
+from lab.errors import LabError
+from lab.passwords import passwords
+from lab.providers.base import Host
+from lab.ssh import Remote, Result
+from lab.stacks import devstack
+from lab.stacks.devstack import ACCOUNTS, DevStack
+from lab.steps import Steps
+
+STACKED = """\
++ source .localrc.auto
+++ ADMIN_PASSWORD={password}
+2026-11-24 06:43:23.089 | stack.sh log /opt/stack/logs/stack.sh.log
+2026-11-24 06:43:24.000 | Starting Keystone
+2026-11-24 06:43:25.000 | Starting Nova
+2026-11-24 06:43:26.000 | stack.sh completed in 837 seconds.
+The password: {password}
+"""
+
+
+@dataclass
+class Machine:
+    """A host that remembers what is done to it, and whose *answers* are given."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    #: By how a command begins: what it says, or that it fails.
+    answers: dict[str, str | None] = field(default_factory=dict)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        stdin: str | None = None,
+        on_line: Callable[[str], None] | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+    ) -> Result:
+        line = " ".join(argv)
+        self.calls.append(line)
+        if argv[0] == "cat":
+            text = self.files.get(argv[1])
+        elif argv[0] == "rm":
+            text = ""
+            self.files.pop(argv[-1], None)
+        else:
+            known = [answer for start, answer in self.answers.items() if line.startswith(start)]
+            text = known[0] if known else ""
+        for said in (text or "").splitlines() if on_line else []:
+            cast(Any, on_line)(said)
+        if check and text is None:
+            raise LabError(f"{line} fails")
+        return Result(0 if text is not None else 1, text or "", "")
+
+    def put(self, text: str, path: Path | str, mode: int = 0o644) -> None:
+        self.files[str(path)] = text
+
+    def called(self, command: str) -> list[str]:
+        return [line for line in self.calls if line.startswith(command)]
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A lab's directory; pytest's own has too long a name."""
+    with tempfile.TemporaryDirectory(prefix="oid-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    proxy = {"name": "InstanceOne", "peers": [], "issuers": []}
+    return Machine(
+        files={"/etc/openstackoid/proxy.json": json.dumps(proxy)},
+        answers={
+            "env -C /opt/stack/devstack flock": STACKED,
+            "find /etc/openstackoid": "1234  /etc/openstackoid/haproxy.cfg\n",
+            "openstack compute service list": "[]",
+        },
+    )
+
+
+def describe(root: Path, **settings: Any) -> Lab:  # noqa: ANN401 - whatever local.conf holds
+    text = {
+        "provider": "vagrant",
+        "stack": "devstack",
+        "vagrant": {"box": "box", "cpus": 2, "memory": 9000},
+        "instances": [{"name": "InstanceOne"}, {"name": "InstanceTwo"}],
+        "addresses": {"vagrant": "192.168.56.1%d"},
+        "devstack": {"settings": settings},
+    }
+    (root / "lab.yaml").write_text(json.dumps(text))
+    return load(root)
+
+
+@dataclass
+class Up:
+    """``up`` of one instance on a *machine*."""
+
+    root: Path
+    machine: Machine
+    shown: io.StringIO = field(default_factory=io.StringIO)
+
+    def __call__(self, lab: Lab) -> str:
+        home = Path("/opt/stack")
+        host = Host(
+            name="InstanceOne",
+            address="192.168.56.11",
+            directory=home / "instance",
+            shared=home / "shared",
+            home=home,
+            source=home / "source",
+            python="/usr/bin/python3",
+            uv="uv",
+        )
+        with Steps(self.root / "log", Console(file=self.shown, width=200)) as steps:
+            DevStack().up(lab, [host], lambda _: cast(Remote, self.machine), steps)
+        return self.shown.getvalue()
+
+
+@pytest.fixture
+def up(root: Path, machine: Machine) -> Up:
+    return Up(root, machine)
+
+
+def test_what_stack_sh_says_becomes_steps(root: Path, up: Up) -> None:
+    said = up(describe(root))
+    titles = [line.split("✔")[0].split(maxsplit=1)[1].strip() for line in said.splitlines()]
+    assert titles[1:4] == ["stack.sh", "Starting Keystone", "Starting Nova"]
+
+
+def test_a_second_up_does_not_stack_unless_local_conf_changes(root: Path, up: Up) -> None:
+    stack_sh = "env -C /opt/stack/devstack flock"
+    up(describe(root))
+    up(describe(root))
+    assert len(up.machine.called(stack_sh)) == 1
+    up(describe(root, API_WORKERS=1))
+    assert len(up.machine.called(stack_sh)) == 2
+
+
+def test_no_password_gets_into_our_log(root: Path, up: Up) -> None:
+    lab = describe(root)
+    password = passwords(lab, "InstanceOne", ACCOUNTS)["admin"]
+    up.machine.answers["env -C /opt/stack/devstack flock"] = STACKED.format(password=password)
+    up(lab)
+    log = (root / "log" / "InstanceOne.log").read_text()
+    assert "The password: …" in log
+    assert password not in log
+
+
+def test_a_failed_stack_sh_says_where_and_is_run_again(root: Path, up: Up) -> None:
+    up.machine.answers["env -C /opt/stack/devstack flock"] = None
+    with pytest.raises(LabError, match=r"status 1 at “stack.sh”: ./setup-env.py logs InstanceOne"):
+        up(describe(root))
+    up.machine.answers["env -C /opt/stack/devstack flock"] = STACKED
+    up(describe(root))
+    assert len(up.machine.called("env -C /opt/stack/devstack flock")) == 2
+
+
+def test_a_proxy_is_reloaded_for_new_peers_and_new_files_only(root: Path, up: Up) -> None:
+    reload = "sudo systemctl reload devstack@openstackoid-proxy"
+    lab = describe(root)
+    up(lab)
+    assert up.machine.called(reload) == []
+    up(lab)
+    assert json.loads(up.machine.files["/etc/openstackoid/proxy.json"])["peers"] == [
+        {"name": "InstanceTwo", "address": "192.168.56.12:8888"}
+    ]
+    assert len(up.machine.called(reload)) == 1
+    up(lab)
+    assert len(up.machine.called(reload)) == 1
+    up.machine.answers["find /etc/openstackoid"] = "5678  /etc/openstackoid/haproxy.cfg\n"
+    up(lab)
+    assert len(up.machine.called(reload)) == 2
+
+
+@pytest.mark.parametrize(("driver", "is_renamed"), [("fake", True), ("libvirt", False)])
+def test_ovn_knows_a_fake_compute_by_its_name(
+    root: Path, up: Up, driver: str, is_renamed: bool
+) -> None:
+    up(describe(root, VIRT_DRIVER=driver))
+    script = up.machine.files["/opt/stack/devstack/local.sh"]
+    assert ('external-ids:hostname="$(hostname)1"' in script) is is_renamed
+    subprocess.run([str(Path(sys.executable).with_name("shellcheck")), "-"], input=script, text=True, check=True)
+
+
+def test_up_waits_for_workers_that_have_not_reported_since_they_started(
+    root: Path, up: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = describe(root)
+    up(lab)
+    row = {"Binary": "nova-compute", "Updated At": "2026-11-24T07:20:00.000000"}
+    listing = "openstack compute service list"
+    up.machine.answers[listing] = json.dumps([row])
+    up.machine.answers["systemctl show"] = "@1795505000\n"
+
+    def later(_: float) -> None:
+        up.machine.answers[listing] = json.dumps([{**row, "Updated At": "2026-11-24T07:24:00"}])
+
+    monkeypatch.setattr(time, "sleep", later)
+    before = len(up.machine.called(listing))
+    up(lab)
+    assert len(up.machine.called(listing)) == before + 2
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(devstack, "_PATIENCE", 0)
+    up.machine.answers[listing] = json.dumps([row])
+    with pytest.raises(LabError, match="no word for 0 s from nova-compute"):
+        up(lab)
