@@ -169,7 +169,10 @@ class _Machine:
         """
         name = self._host.name
         self._remote.put(self._local_conf(), _DEVSTACK / "local.conf", 0o600)
-        self._remote.put(self._local_sh(), _DEVSTACK / "local.sh", 0o755)
+        self._remote.run(["rm", "-f", str(_DEVSTACK / "local.sh")])
+        if self._lab.devstack.settings.get("VIRT_DRIVER") == "fake":
+            script = _TEMPLATES.get_template("local.sh").render()
+            self._remote.put(script, _DEVSTACK / "local.sh", 0o755)
         summary = _Summary(steps, name, passwords(self._lab, name, ACCOUNTS).values())
         # A run that an interrupted `up` has left is waited for: there can be one only.
         command = ["flock", "--close", f"{_DEVSTACK}.lock", "./stack.sh"]
@@ -319,9 +322,6 @@ class _Machine:
             port=PROXY_PORT,
             log=_LOG,
         )
-
-    def _local_sh(self) -> str:
-        return _TEMPLATES.get_template("local.sh.j2").render(lab=self._lab, host=self._host)
 
     def _digest(self) -> str:
         """Of what a stack.sh that has run decides; the proxy learns of peers without it."""
