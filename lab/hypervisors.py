@@ -15,7 +15,12 @@ _PROBES: dict[str, tuple[str, ...]] = {
     "docker": ("docker", "info"),
 }
 #: Devices without which a hypervisor answers, and still boots nothing or takes minutes for it.
-_DEVICES = {"virtualbox": Path("/dev/vboxdrv"), "libvirt": Path("/dev/kvm")}
+_DEVICES = {
+    "virtualbox": Path("/dev/vboxdrv"),
+    "libvirt": Path("/dev/kvm"),
+    # The bridge of lxc-net, which the Vagrantfile's machines are on.
+    "lxc": Path("/sys/class/net/lxcbr0"),
+}
 #: Those that boot machines of their own; containers are taken only where lab.yaml names them.
 _HYPERVISORS = ("virtualbox", "libvirt")
 #: Seconds that a probe may take; a hypervisor that hangs is none.

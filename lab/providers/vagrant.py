@@ -21,7 +21,14 @@ T = TypeVar("T")
 
 #: Debian packages of the hypervisor behind Vagrant's providers; VirtualBox is not in Debian.
 _PACKAGES = {
-    "libvirt": ("vagrant-libvirt", "libvirt-daemon-system", "qemu-system-x86"),
+    "libvirt": (
+        "vagrant-libvirt",
+        "libvirt-daemon-system",
+        "qemu-system-x86",
+        # Only recommended by those, and nothing starts without them.
+        "qemu-utils",
+        "dnsmasq-base",
+    ),
     "lxc": ("vagrant-lxc", "lxc"),
     "docker": ("docker.io",),
 }
