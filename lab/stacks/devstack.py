@@ -21,6 +21,7 @@ from lab.errors import LabError
 from lab.offers import Offers
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
+from lab.providers.machines import USER
 from lab.ssh import Remote
 from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
@@ -174,12 +175,16 @@ class _Machine:
             script = _TEMPLATES.get_template("local.sh").render()
             self._remote.put(script, _DEVSTACK / "local.sh", 0o755)
         summary = _Summary(steps, name, passwords(self._lab, name, ACCOUNTS).values())
-        # A run that an interrupted `up` has left is waited for: there can be one only.
-        command = ["flock", "--close", f"{_DEVSTACK}.lock", "./stack.sh"]
+        # A run that an interrupted `up` has left is waited for: there can be one only. Under systemd
+        # nothing stays of one that fails; background jobs (inc/async) would keep our ssh waiting.
+        variables = [f"--setenv={key}={value}" for key, value in self._host.environment.items()]
+        service = ["--pipe", "--wait", "--collect", "--quiet", f"--uid={USER}", *variables]
         result = self._remote.run(
-            ["env", "-C", str(_DEVSTACK), *command],
+            [
+                *("sudo", "systemd-run", *service, f"--working-directory={_DEVSTACK}", "--"),
+                *("flock", "--close", f"{_DEVSTACK}.lock", "./stack.sh"),
+            ],
             on_line=summary.line,
-            env=self._host.environment,
             check=False,
         )
         if not result.ok:
@@ -232,9 +237,9 @@ class _Machine:
     def log_in(self, clouds: str) -> None:
         """Make ``openstack`` work at once in the instance's shell."""
         home = self._host.home
-        # Last, so that DevStack's scripts find the python3 that they have always found.
-        profile = f'PATH="$PATH:{_VENV}/bin"\nexport PATH OS_CLOUD={self._host.name}\n'
-        self._remote.put(profile, home / ".profile")
+        # Not the virtual environment's PATH: stack.sh would then take another Python
+        # (inc/python:setup_devstack_virtualenv). It has put `openstack` into /usr/local/bin.
+        self._remote.put(f"export OS_CLOUD={self._host.name}\n", home / ".profile")
         self._remote.run(["mkdir", "-p", str(home / ".config" / "openstack")])
         self._remote.put(clouds, home / ".config" / "openstack" / "clouds.yaml", 0o600)
 

@@ -87,7 +87,7 @@ def machine() -> Machine:
     return Machine(
         files={"/etc/openstackoid/proxy.json": json.dumps(proxy)},
         answers={
-            "env -C /opt/stack/devstack flock": STACKED,
+            "sudo systemd-run": STACKED,
             "find /etc/openstackoid": "1234  /etc/openstackoid/haproxy.cfg\n",
             "openstack compute service list": "[]",
         },
@@ -144,7 +144,7 @@ def test_what_stack_sh_says_becomes_steps(root: Path, up: Up) -> None:
 
 
 def test_a_second_up_does_not_stack_unless_local_conf_changes(root: Path, up: Up) -> None:
-    stack_sh = "env -C /opt/stack/devstack flock"
+    stack_sh = "sudo systemd-run"
     up(describe(root))
     up(describe(root))
     assert len(up.machine.called(stack_sh)) == 1
@@ -155,7 +155,7 @@ def test_a_second_up_does_not_stack_unless_local_conf_changes(root: Path, up: Up
 def test_no_password_gets_into_our_log(root: Path, up: Up) -> None:
     lab = describe(root)
     password = passwords(lab, "InstanceOne", ACCOUNTS)["admin"]
-    up.machine.answers["env -C /opt/stack/devstack flock"] = STACKED.format(password=password)
+    up.machine.answers["sudo systemd-run"] = STACKED.format(password=password)
     up(lab)
     log = (root / "log" / "InstanceOne.log").read_text()
     assert "The password: …" in log
@@ -163,12 +163,12 @@ def test_no_password_gets_into_our_log(root: Path, up: Up) -> None:
 
 
 def test_a_failed_stack_sh_says_where_and_is_run_again(root: Path, up: Up) -> None:
-    up.machine.answers["env -C /opt/stack/devstack flock"] = None
+    up.machine.answers["sudo systemd-run"] = None
     with pytest.raises(LabError, match=r"status 1 at “stack.sh”: ./setup-env.py logs InstanceOne"):
         up(describe(root))
-    up.machine.answers["env -C /opt/stack/devstack flock"] = STACKED
+    up.machine.answers["sudo systemd-run"] = STACKED
     up(describe(root))
-    assert len(up.machine.called("env -C /opt/stack/devstack flock")) == 2
+    assert len(up.machine.called("sudo systemd-run")) == 2
 
 
 def test_a_proxy_is_reloaded_for_new_peers_and_new_files_only(root: Path, up: Up) -> None:
