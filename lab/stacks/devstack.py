@@ -175,8 +175,8 @@ class _Machine:
             script = _TEMPLATES.get_template("local.sh").render()
             self._remote.put(script, _DEVSTACK / "local.sh", 0o755)
         summary = _Summary(steps, name, passwords(self._lab, name, ACCOUNTS).values())
-        # A run that an interrupted `up` has left is waited for: there can be one only. Under systemd
-        # nothing stays of one that fails; background jobs (inc/async) would keep our ssh waiting.
+        # A run that an interrupted `up` has left is waited for: there can be one only. Of one that
+        # fails, systemd leaves nothing; its background jobs (inc/async) would keep ssh waiting.
         variables = [f"--setenv={key}={value}" for key, value in self._host.environment.items()]
         service = ["--pipe", "--wait", "--collect", "--quiet", f"--uid={USER}", *variables]
         result = self._remote.run(
