@@ -22,7 +22,7 @@ from lab.offers import Offers
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.providers.machines import USER
-from lab.ssh import Remote
+from lab.ssh import Remote, Result
 from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
 
@@ -169,29 +169,40 @@ class _Machine:
         :raises LabError: naming what failed, and where its log is.
         """
         name = self._host.name
+        # stack.sh does not restart what runs, nova-compute for one, which then misses in the new
+        # database, and waits for it (functions-common:_run_under_systemd).
+        if self.services():
+            with steps.step(name, "unstack.sh") as step:
+                self._run_script("unstack.sh", step.log)
         self._remote.put(self._local_conf(), _DEVSTACK / "local.conf", 0o600)
         self._remote.run(["rm", "-f", str(_DEVSTACK / "local.sh")])
         if self._lab.devstack.settings.get("VIRT_DRIVER") == "fake":
             script = _TEMPLATES.get_template("local.sh").render()
             self._remote.put(script, _DEVSTACK / "local.sh", 0o755)
         summary = _Summary(steps, name, passwords(self._lab, name, ACCOUNTS).values())
-        # A run that an interrupted `up` has left is waited for: there can be one only. Of one that
-        # fails, systemd leaves nothing; its background jobs (inc/async) would keep ssh waiting.
-        variables = [f"--setenv={key}={value}" for key, value in self._host.environment.items()]
-        service = ["--pipe", "--wait", "--collect", "--quiet", f"--uid={USER}", *variables]
-        result = self._remote.run(
-            [
-                *("sudo", "systemd-run", *service, f"--working-directory={_DEVSTACK}", "--"),
-                *("flock", "--close", f"{_DEVSTACK}.lock", "./stack.sh"),
-            ],
-            on_line=summary.line,
-            check=False,
-        )
+        result = self._run_script("stack.sh", summary.line)
         if not result.ok:
             tail = self._remote.run(["tail", "-n", str(_LAST_LINES), str(_LOG)], check=False)
             summary.fail(result.status, tail.stdout)
         summary.end()
         self._remote.put(self._digest(), self._stamp)
+
+    def _run_script(self, script: str, on_line: Callable[[str], None]) -> Result:
+        """Run one of DevStack's scripts to its end; one that an interrupted ``up`` has left first.
+
+        Of one that fails, systemd leaves nothing; its background jobs (inc/async) would keep ssh
+        waiting.
+        """
+        variables = [f"--setenv={key}={value}" for key, value in self._host.environment.items()]
+        service = ["--pipe", "--wait", "--collect", "--quiet", f"--uid={USER}", *variables]
+        return self._remote.run(
+            [
+                *("sudo", "systemd-run", *service, f"--working-directory={_DEVSTACK}", "--"),
+                *("flock", "--close", f"{_DEVSTACK}.lock", f"./{script}"),
+            ],
+            on_line=on_line,
+            check=False,
+        )
 
     def meet_peers(self) -> None:
         """Have the proxy know the peers that lab.yaml lists now, and be that of our source.
@@ -231,8 +242,8 @@ class _Machine:
     def clean(self) -> None:
         """Undo what stack.sh did, as far as DevStack does."""
         if self._succeeds("test", "-e", str(_DEVSTACK / "stack.sh")):
-            for script in ("./unstack.sh", "./clean.sh"):
-                self._remote.run(["env", "-C", str(_DEVSTACK), script], check=False)
+            for script in ("unstack.sh", "clean.sh"):
+                self._run_script(script, lambda _: None)
 
     def log_in(self, clouds: str) -> None:
         """Make ``openstack`` work at once in the instance's shell."""
