@@ -110,7 +110,7 @@ def problems(lab: Clone) -> list[str]:
 def test_everything_runs(lab: Clone) -> None:
     assert problems(lab) == []
     for name in NAMES:
-        assert "completed in" in lab.setup_env("logs", name, "stack.sh")
+        assert "This is your host IP address" in lab.setup_env("logs", name, "stack.sh")
         assert "/identity/v3" in lab.setup_env("logs", name, "openstackoid-proxy")
 
 
