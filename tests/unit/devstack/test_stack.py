@@ -32,6 +32,7 @@ STACKED = """\
 2026-11-24 06:43:26.000 | stack.sh completed in 837 seconds.
 The password: {password}
 """
+UNIT = "devstack@openstackoid-proxy.service loaded active running"
 
 
 @dataclass
@@ -61,6 +62,8 @@ class Machine:
         else:
             known = [answer for start, answer in self.answers.items() if line.startswith(start)]
             text = known[0] if known else ""
+        if text and argv[-1] == "./stack.sh":
+            self.answers["systemctl list-units"] = UNIT
         for said in (text or "").splitlines() if on_line else []:
             cast(Any, on_line)(said)
         if check and text is None:
@@ -150,11 +153,17 @@ def test_what_stack_sh_says_becomes_steps(root: Path, up: Up) -> None:
 
 def test_a_second_up_does_not_stack_unless_local_conf_changes(root: Path, up: Up) -> None:
     up(describe(root))
-    up.machine.answers["systemctl list-units"] = "devstack@keystone.service loaded active running"
     up(describe(root))
     assert scripts(up.machine) == ["./stack.sh"]
     up(describe(root, API_WORKERS=1))
     assert scripts(up.machine) == ["./stack.sh", "./unstack.sh", "./stack.sh"]
+
+
+def test_up_stacks_again_what_was_unstacked_by_hand(root: Path, up: Up) -> None:
+    up(describe(root))
+    del up.machine.answers["systemctl list-units"]
+    up(describe(root))
+    assert scripts(up.machine) == ["./stack.sh", "./stack.sh"]
 
 
 def test_no_password_gets_into_our_log(root: Path, up: Up) -> None:
@@ -173,7 +182,7 @@ def test_a_failed_stack_sh_says_where_and_is_run_again(root: Path, up: Up) -> No
         up(describe(root))
     up.machine.answers["sudo systemd-run"] = STACKED
     up(describe(root))
-    assert len(up.machine.called("sudo systemd-run")) == 2
+    assert scripts(up.machine) == ["./stack.sh", "./stack.sh"]
 
 
 def test_a_proxy_is_reloaded_for_new_peers_and_new_files_only(root: Path, up: Up) -> None:
