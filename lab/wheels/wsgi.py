@@ -21,6 +21,8 @@ def serve() -> None:
     name, module, prefix, address, port = sys.argv
     sys.argv[:] = [name]
     application = importlib.import_module(module).application
+    if module.startswith("neutron."):
+        _load_policies_of_neutron()
     waitress.serve(
         application,
         host=address,
@@ -33,3 +35,17 @@ def serve() -> None:
         connection_limit=1000,
         channel_timeout=3600,
     )
+
+
+def _load_policies_of_neutron() -> None:
+    """Have neutron load its policies before its first requests.
+
+    It does so upon the first one, and shows its enforcers to others before they have their rules
+    (neutron.policy.init, neutron_lib.policy._engine.init): a second request that comes at the same
+    time sees no network (seen). A context asks whether its user is an administrator.
+    """
+    from neutron import policy  # noqa: PLC0415 - of one service only
+    from neutron_lib import context  # noqa: PLC0415
+
+    context.Context()
+    policy.init()

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -91,6 +92,29 @@ def test_a_service_that_dies_is_restarted(one: Shell) -> None:
     while not one.run("sh", "-c", "openstack image list -f value -c Name 2>&1 || true").strip():
         assert time.monotonic() < deadline
     assert one.openstack("image list -f value -c Name") == "cirros"
+
+
+def test_the_first_requests_after_a_start_are_answered_as_all_later_ones(
+    lab: RunningLab, one: Shell
+) -> None:
+    token = one.openstack("token issue -f value -c id")
+    network = f"http://{lab.description.instance('InstanceOne').address}:8888/networking"
+    configuration = str(one.directory / "etc" / "supervisord.conf")
+
+    def answer(path: str) -> bytes:
+        request = urllib.request.Request(f"{network}{path}", headers={"X-Auth-Token": token})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            found: bytes = response.read()
+            return found
+
+    one.run("supervisorctl", "-c", configuration, "restart", "neutron-api")
+    deadline = time.monotonic() + 60
+    while _status(lab, "InstanceOne", "/networking/", "") != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(answer, ["/v2.0/networks?name=private&fields=name"] * 6))
+    assert [json.loads(text) for text in answers] == [{"networks": [{"name": "private"}]}] * 6
 
 
 def test_up_brings_an_instance_back_whose_processes_were_all_killed(

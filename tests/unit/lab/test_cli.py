@@ -274,6 +274,8 @@ def test_an_interrupt_ends_with_status_130_and_no_traceback(
 
 def test_a_taken_port_is_named_with_who_has_it(sandbox: Sandbox) -> None:
     with socket.socket() as taker:
+        # An earlier test may have had this address, whose connections linger.
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taker.bind((sandbox_address(sandbox, 1), 2222))
         taker.listen()
         line = sandbox.error("up")
