@@ -18,13 +18,9 @@ from lab.description import Lab
 from lab.errors import LabError
 from lab.providers import logins, provision
 from lab.providers.base import Host, Needs, Provider
-from lab.providers.provision import Administrator
+from lab.providers.provision import HOME, USER, Administrator
 from lab.ssh import Remote
 from lab.steps import Steps
-
-#: The instance's user, and where everything of an instance is: DevStack's own choice of both.
-USER = provision.USER
-HOME = provision.HOME
 
 _PYTHON = "/usr/bin/python3"
 

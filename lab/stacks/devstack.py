@@ -21,7 +21,7 @@ from lab.errors import LabError
 from lab.offers import Offers
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
-from lab.providers.machines import USER
+from lab.providers.provision import USER
 from lab.ssh import Remote, Result
 from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
