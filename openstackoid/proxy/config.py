@@ -1,9 +1,9 @@
 """The configuration of the scope-aware proxy: data go in, HAProxy's files come out.
 
-The rules themselves, with their reasons, are in ``templates/haproxy.cfg.j2``. They run on HAProxy
-2.6 and later, without Lua. ``Proxy`` says what one instance's proxy knows; ``write`` puts its files
-in place; then ``haproxy -W -db -f DIRECTORY/haproxy.cfg`` runs it, and ``reload`` makes it take
-what changed without dropping a connection.
+The rules themselves, with their reasons, are in ``templates/haproxy.cfg.j2`` and ``scope.lua``.
+They run on HAProxy 2.6 and later with Lua 5.3. ``Proxy`` says what one instance's proxy knows.
+``write`` puts its files in place. Then ``haproxy -W -db -f DIRECTORY/haproxy.cfg`` runs it, and
+``reload`` makes it take what changed without dropping a connection.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,14 +32,17 @@ LONGEST_SOCKET_PATH = 90
 #: The files of a proxy.
 FILES = (
     "services.map",
-    "instances.map",
-    "scope-forms.map",
     "canonical-tags.map",
     "targets.map",
+    "forwarders.list",
+    "facts.lua",
+    "scope.lua",
     "haproxy.cfg",
 )
 #: The longest line that HAProxy reads from a file of patterns, with some room (its default buffer).
 LONGEST_PATTERN = 15_000
+#: How many validations of tokens may be under way at one issuer; others wait.
+MAX_VALIDATIONS = 16
 #: How many names an error message lists before it only counts the others.
 NAMES_SHOWN = 20
 
@@ -47,6 +51,7 @@ _PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 _PREFIX = re.compile(r"/[A-Za-z0-9][A-Za-z0-9_-]*")
 _LOG_TARGET = re.compile(r"(?:stdout|stderr|[A-Za-z0-9_.:/@\[\]-]+)(?: [a-z0-9]+)*")
 _AUTHORITY = ServiceTypes()
+_PROGRAM = Path(__file__).with_name("scope.lua")
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("openstackoid.proxy"),
     autoescape=False,  # noqa: S701 - HAProxy's files, no HTML; every value is validated instead
@@ -78,6 +83,9 @@ class Service:
     *keep_alive* reuses connections to the service. It is off by default: a server that closes an
     idle connection by itself (uwsgi's ``http-socket`` closes each one) fails the next POST on it.
 
+    *max_foreign* is how many requests with a token of another instance the service gets at a time:
+    fewer than it has workers, so that an issuer that hangs leaves some for local requests.
+
     :raises ProxyError: when the type is not in the service types authority, or a part is not as
         HAProxy needs it.
     """
@@ -86,8 +94,14 @@ class Service:
     prefix: str
     url: str | None = None
     keep_alive: bool = False
+    max_foreign: int = 2
 
     def __post_init__(self) -> None:
+        if self.max_foreign < 1:
+            raise ProxyError(
+                f"service {self.type!r}: {self.max_foreign} foreign requests are too few: "
+                "write 1 or more"
+            )
         if self.type not in _AUTHORITY.all_types_by_service_type:
             raise ProxyError(
                 f"{self.type!r} is no official service type: write for example image, not glance"
@@ -142,7 +156,9 @@ class Proxy:
     instances whose tokens are accepted, always with this one's own; *directory* is where the
     files and the admin socket live. *metrics* is the address of the Prometheus exporter (path
     ``/metrics``); without one it answers on ``metrics.sock`` in the directory. *log* is where
-    HAProxy's log lines go, in the words of its ``log`` keyword.
+    HAProxy's log lines go, in the words of its ``log`` keyword. *forwarders* are the addresses or
+    networks, besides the peers, whose ``X-Forwarded-*`` headers are believed: of a proxy for TLS,
+    for example.
 
     :raises ProxyError: naming what is wrong; nothing has been written then.
     """
@@ -156,9 +172,10 @@ class Proxy:
     metrics: str | None = None
     log: str = "stdout format raw local0"
     threads: int | None = None
+    forwarders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("services", "peers", "issuers"):
+        for name in ("services", "peers", "issuers", "forwarders"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "directory", Path(self.directory).absolute())
         _check_name(self.name)
@@ -171,6 +188,8 @@ class Proxy:
             raise ProxyError(f"{self.threads} threads are too few: write 1 or more")
         self._check_services()
         self._check_names()
+        for forwarder in self.forwarders:
+            _check_network(forwarder)
         socket = str(self.socket)
         if len(socket) > LONGEST_SOCKET_PATH or not _PATH.fullmatch(socket):
             raise ProxyError(
@@ -213,6 +232,16 @@ class Proxy:
         """HAProxy's admin socket, for ``peer_states`` and for operators."""
         return self.directory / "admin.sock"
 
+    @property
+    def source(self) -> str | None:
+        """The address from which peers are called, by which they know this proxy; None for any."""
+        host = _host(self.bind)
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return None
+        return None if address.is_unspecified else host
+
     def trusts(self, instance: str) -> bool:
         """Whether tokens that *instance* issued are accepted here."""
         return instance == self.name or instance in self.issuers
@@ -231,8 +260,16 @@ def render(proxy: Proxy) -> dict[str, str]:
         "home_pairs": proxy.home.to_json()[1:-1],
         "instances_shown": _enumerate(proxy.instances),
         "types_shown": _enumerate(proxy.service_types),
+        "max_validations": MAX_VALIDATIONS,
+        "source": f" source {proxy.source}" if proxy.source else "",
+        "forwarders": sorted({*(_host(peer.address) for peer in proxy.peers), *proxy.forwarders}),
     }
-    return {name: _TEMPLATES.get_template(f"{name}.j2").render(known) for name in FILES}
+    templates = {name: f"{name}.j2" for name in FILES if name != _PROGRAM.name}
+    rendered = {
+        name: _TEMPLATES.get_template(template).render(known)
+        for name, template in templates.items()
+    }
+    return {_PROGRAM.name: _PROGRAM.read_text(), **rendered}
 
 
 def write(proxy: Proxy, directory: Path | None = None) -> list[Path]:
@@ -366,6 +403,18 @@ def _check_address(address: str, whose: str) -> None:
     match = _ADDRESS.fullmatch(address)
     if not match or not 0 < int(match["port"]) < 65536:  # noqa: PLR2004
         raise ProxyError(f"{address!r} is no address for {whose}: write HOST:PORT")
+
+
+def _check_network(network: str) -> None:
+    try:
+        ip_network(network)
+    except ValueError as error:
+        raise ProxyError(f"forwarder {network!r} is no address or network: {error}") from error
+
+
+def _host(address: str) -> str:
+    """The host in *address*, ``HOST:PORT`` or ``[IPv6]:PORT``."""
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _no_twice(names: Iterable[str], what: str) -> None:

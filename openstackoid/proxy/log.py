@@ -38,7 +38,9 @@ class LogLine:
     client: str
     #: The instance whose proxy this is.
     frontend: str
-    #: ``local_<service type>``, ``peer_<instance>``, or the frontend where it was refused.
+    #: ``local_<service type>``, ``foreign_<service type>`` for a token of another instance,
+    #: ``peer_<instance>``, ``issuer_<instance>`` for a question about a token, or the frontend
+    #: where the request was refused.
     backend: str
     #: The server in that backend; ``<NOSRV>`` where none was reached.
     server: str
@@ -77,7 +79,7 @@ class LogLine:
     @property
     def is_forwarded(self) -> bool:
         """Whether the request went on to the proxy of another instance."""
-        return self.backend.startswith("peer_") and not self.is_refused
+        return self.backend.startswith(("peer_", "issuer_")) and not self.is_refused
 
 
 def parse_log_line(line: str) -> LogLine | None:

@@ -18,6 +18,8 @@ TOKENS = ("X-Auth-Token", "X-Subject-Token", "X-Service-Token")
 OURS = ("X-Scope", *TOKENS)
 BASE64URL = set(string.ascii_letters + string.digits + "-_")
 CULPRIT_SHOWN = 200
+#: Headers that only keystonemiddleware may write, or that it reads a token from unseen.
+FORGED = ("X-Storage-Token", "X-Roles", "X-Service-User-Id", "OpenStack-System-Scope")
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,17 @@ class World:
     instances: Mapping[str, Instance]
     away: tuple[str, ...] = ()
 
-    def decide(self, name: str, request: Request) -> Refused | Served:
+    def decide(self, name: str, request: Request, *, from_peer: bool = False) -> Refused | Served:
         """What becomes of *request* at the proxy of instance *name*."""
         try:
-            step = _Step(self.instances[name], request).route()
+            step = _Step(self.instances[name], request, from_peer).route()
         except _Fault as fault:
             return fault.refused
         if step.target == name:
             return Served(name, step.service, step.request, step.minted)
         if step.target in self.away:
             return Refused(503, f"instance {step.target} cannot be reached from {name}")
-        onward = self.decide(step.target, step.request)
+        onward = self.decide(step.target, step.request, from_peer=True)
         if isinstance(onward, Refused):
             return onward
         assert not (step.minted and onward.minted), "a token would be tagged twice"
@@ -120,10 +122,12 @@ class _Step:
 
     here: Instance
     request: Request
+    from_peer: bool
     scoped_path: str | None = field(default=None)
 
     def route(self) -> _Onward:
         self._clean()
+        self._refuse_forged()
         if self._is_unscoped():
             if self._service() == "identity":
                 self._refuse_tagged_login()
@@ -151,9 +155,9 @@ class _Step:
         target = resolved[service]
         if carried and service == "compute":
             self._refuse_network_elsewhere(resolved)
-        self._tag_service_token(scopes, target)
+        self._keep_service_token(scopes, target)
         if service == "identity":
-            self._strip_tags(target)
+            self._strip_tags()
             if target == self.here.name:
                 self._refuse_tagged_login()
         minted = _canonical(resolved) if carried and service == "identity" else None
@@ -161,9 +165,17 @@ class _Step:
 
     def _clean(self) -> None:
         headers = tuple(
-            (name, value.strip(" \t")) for name, value in self.request.headers if "_" not in name
+            (name, value.strip(" \t"))
+            for name, value in self.request.headers
+            if "_" not in name and (self.from_peer or not name.startswith("X-Forwarded-"))
         )
         self.request = Request(self.request.method, self.request.path, headers, self.request.body)
+
+    def _refuse_forged(self) -> None:
+        if any(self.request.values(name) for name in FORGED):
+            raise _Fault(400, "the header ")
+        if any(_is_tagged(value) for value in self.request.values("Authorization")):
+            raise _Fault(400, "a tagged token belongs into X-Auth-Token")
 
     def _set(self, name: str, value: str | None) -> None:
         self.request = self.request.with_header(name, value)
@@ -259,17 +271,18 @@ class _Step:
         ):
             raise _Fault(400, "a server's network has to be of the same instance as its compute")
 
-    def _tag_service_token(self, scopes: Mapping[str, Mapping[str, str]], target: str) -> None:
+    def _keep_service_token(self, scopes: Mapping[str, Mapping[str, str]], target: str) -> None:
         token = self.request.value("X-Service-Token")
-        if token is None or ("X-Service-Token" not in scopes and target == self.here.name):
-            return
         issuer = scopes.get("X-Service-Token", {}).get("identity", self.here.name)
-        scope = _canonical(dict.fromkeys(self.here.services, issuer))
-        bare = _bare(token) if "X-Service-Token" in scopes else token
-        self._set("X-Service-Token", bare + MARK + scope)
+        if token is None:
+            return
+        if target != self.here.name or issuer != self.here.name:
+            self._set("X-Service-Token", None)
+        elif _is_tagged(token):
+            self._set("X-Service-Token", _bare(token))
 
-    def _strip_tags(self, target: str) -> None:
-        for name in TOKENS if target == self.here.name else TOKENS[:2]:
+    def _strip_tags(self) -> None:
+        for name in ("X-Auth-Token", "X-Subject-Token"):
             value = self.request.value(name)
             if value is not None and _is_tagged(value):
                 self._set(name, _bare(value))

@@ -186,12 +186,44 @@ def test_a_foreign_token_is_revoked_at_its_issuer(federation: Federation) -> Non
     assert (arrived["x-auth-token"], arrived["x-subject-token"]) == ("T", "T")
 
 
-def test_a_services_own_token_gets_its_issuer_on_the_way_out(one: Client) -> None:
+def test_a_services_own_token_never_goes_to_another_instance(one: Client) -> None:
     headers = (("X-Auth-Token", resolved(image=TWO).tag("T")), ("X-Service-Token", "nova"))
-    _, at_two = seen(one.send("GET", "/image/v2", headers))
-    assert at_two["x-service-token"] == resolved().tag("nova")
+    service, at_two = seen(one.send("GET", "/image/v2", headers))
+    assert service == f"{TWO} image"
+    assert "x-service-token" not in at_two
     _, at_home = seen(one.send("GET", "/compute/v2", headers))
     assert at_home["x-service-token"] == "nova"
+
+
+def test_a_service_token_of_another_instance_counts_for_nothing_here(one: Client) -> None:
+    token = resolved(identity=TWO).tag("nova-of-two")
+    _, arrived = seen(one.send("GET", "/compute/v2", (PLAIN, ("X-Service-Token", token))))
+    assert "x-service-token" not in arrived
+
+
+@pytest.mark.parametrize(
+    "header", ["X-Storage-Token", "X-Roles", "X-Identity-Status", "OpenStack-System-Scope"]
+)
+def test_headers_that_only_the_middleware_may_write_are_refused(one: Client, header: str) -> None:
+    answer = one.send("GET", "/image/v2", ((header, "T"),))
+    assert answer.status == 400
+    assert header.lower() in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["Host", "Proto", "Prefix", "For"])
+def test_a_client_cannot_poison_links(one: Client, name: str) -> None:
+    header = (f"X-Forwarded-{name}", "evil.example")
+    _, arrived = seen(one.send("GET", "/image/v2", (PLAIN, header, ("Forwarded", "host=evil"))))
+    assert header[0].lower() not in arrived
+    assert "forwarded" not in arrived
+
+
+def test_links_of_a_peer_lead_back_through_the_proxy_that_the_client_knows(one: Client) -> None:
+    url = Scope({"identity": TWO}).url_segment()
+    service, arrived = seen(one.send("GET", f"/{url}/identity/v3"))
+    assert service == f"{TWO} identity"
+    assert arrived["x-forwarded-prefix"] == f"/{url}"
+    assert arrived["host"] == "cloud.example"
 
 
 @pytest.mark.parametrize("header", ["X-Auth-Token", "X-Subject-Token", "X-Service-Token"])
@@ -456,6 +488,7 @@ def test_what_is_right_already_is_not_written_again(lonely: tuple[Proxy, EchoSer
     changed = write(replace(proxy, peers=(Peer("Other", "127.0.0.1:1"),)))
     assert {path.name for path in changed} == {
         "haproxy.cfg",
-        "instances.map",
+        "facts.lua",
         "canonical-tags.map",
+        "forwarders.list",
     }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from .conftest import ADDRESSES, AWAY, PREFIXES, Federation
 from .harness import Answer
-from .model import MARK, OURS, Refused, Request, Served
+from .model import FORGED, MARK, OURS, Refused, Request, Served
 
 CASES = int(os.environ.get("OPENSTACKOID_PROXY_CASES", "10000"))
 
@@ -143,6 +143,10 @@ def requests(draw: st.DrawFn) -> Request:
         headers.append(("X_Auth_Token", draw(tokens)))
     if draw(st.integers(0, 9)) == 0:
         headers.append(("X-Forwarded-Prefix", "/outer"))
+    if draw(st.integers(0, 39)) == 0:
+        headers.append((draw(st.sampled_from(FORGED)), "admin"))
+    if draw(st.integers(0, 19)) == 0:
+        headers.append(("Authorization", f"Bearer {draw(tokens)}"))
     method = draw(st.sampled_from(["GET", "GET", "POST", "HEAD", "DELETE"]))
     body = draw(st.sampled_from(BODIES)) if method == "POST" else ""
     return Request(method, path, tuple(headers), body)
@@ -151,6 +155,7 @@ def requests(draw: st.DrawFn) -> Request:
 def interesting(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The headers that a scope has to do with; the others are HTTP's own affair."""
     names = {name.lower() for name in OURS} | {"x-forwarded-prefix", "host", "x_auth_token"}
+    names |= {name.lower() for name in FORGED}
     return sorted(pair for pair in headers if pair[0] in names)
 
 

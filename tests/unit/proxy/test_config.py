@@ -90,14 +90,14 @@ def test_a_directory_too_deep_for_a_socket_is_refused() -> None:
 
 
 def test_an_instance_trusts_itself() -> None:
-    assert "One home\n" in render(proxy())["instances.map"]
+    assert '["One"] = "home"' in render(proxy())["facts.lua"]
 
 
 def test_a_long_list_of_instances_is_cut_where_it_is_shown() -> None:
     peers = tuple(Peer(f"Peer{n}", f"127.0.2.1:{n + 1}") for n in range(30))
     files = render(proxy(peers=peers))
-    assert "Peer18 and 11 more" in files["haproxy.cfg"]
-    assert "Peer29 untrusted\n" in files["instances.map"]
+    assert "Peer18 and 11 more" in files["facts.lua"]
+    assert '["Peer29"] = "untrusted"' in files["facts.lua"]
 
 
 def test_nobody_at_the_socket_is_one_line(tmp_path: Path) -> None:

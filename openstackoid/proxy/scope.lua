@@ -1,0 +1,333 @@
+-- What becomes of a request that the native rules of haproxy.cfg leave open: it has a scope that is
+-- not canonical, or headers that need a look. HAProxy loads this file once per thread; facts.lua,
+-- beside it, says what the proxy of this instance knows.
+--
+-- The action "lua.route" answers a request that it refuses. For any other request, it sets
+--   txn.route     backend, service type and resolved scope, separated by spaces
+--   txn.mints     true where a login gets a tagged token, with the tag in txn.tag
+--   txn.alone     true where a foreign token validates itself
+--   txn.elsewhere why a new server may have no network, in JSON's escapes
+-- and rewrites the path and the headers for the service or the peer. It raises no error on purpose but
+-- refusals; after any other error, txn.route is missing and haproxy.cfg refuses the request.
+
+local facts = require("facts")
+
+-- The headers that may stand once, as messages call them and as HAProxy does.
+local SINGLE = { "X-Scope", "X-Auth-Token", "X-Subject-Token", "X-Service-Token" }
+local SINGLE_LOWER = { "x-scope", "x-auth-token", "x-subject-token", "x-service-token" }
+local KEPT_AT_MOST = 1000
+local REASONS = { [400] = "Bad Request", [401] = "Unauthorized", [404] = "Not Found" }
+
+-- Headers that keystonemiddleware reads an identity from, or writes one into for its service
+-- (auth_token/_request.py: user_token, _all_auth_headers, _SYSTEM_SCOPE_HEADER). No client needs one.
+local FORGED = { ["x-storage-token"] = true, ["openstack-system-scope"] = true }
+for _, name in ipairs({ "x-identity-status", "x-service-identity-status", "x-service-catalog",
+                        "x-is-admin-project", "x-role", "x-user", "x-tenant", "x-tenant-id",
+                        "x-tenant-name" }) do
+    FORGED[name] = true
+end
+for _, prefix in ipairs({ "x-", "x-service-" }) do
+    FORGED[prefix .. "roles"] = true
+    for _, thing in ipairs({ "domain", "project", "project-domain", "user", "user-domain" }) do
+        FORGED[prefix .. thing .. "-id"] = true
+        FORGED[prefix .. thing .. "-name"] = true
+    end
+end
+
+-- Ends the routing of a request with an answer in OpenStack's form.
+local function refuse(status, message)
+    error({ status = status, message = message }, 0)
+end
+
+-- A text from outside, cut and escaped for a JSON string; what is no UTF-8 is left out.
+local function shown(txn, text)
+    return txn.c:json(text:sub(1, 200), "utf8ps")
+end
+
+-- The value of a header, of which there is one at most. HAProxy counts values from 0.
+local function value_of(headers, name)
+    local values = headers[name]
+    return values and values[0]
+end
+
+local function is_tagged(token)
+    return token ~= nil and token:find(facts.mark, 1, true) ~= nil
+end
+
+-- A token without its tag.
+local function bare(token)
+    return token:match("^[^!]*")
+end
+
+-- The scope behind a token; "", which is no scope, where the mark is not what ends the token.
+local function tag_of(token)
+    local mark = token:find(facts.mark, 1, true)
+    if token:find("!", 1, true) < mark then
+        return ""
+    end
+    return token:sub(mark + #facts.mark)
+end
+
+local function tag_if_any(token)
+    return is_tagged(token) and tag_of(token) or nil
+end
+
+-- The pairs of a flat JSON object of plain strings, in their order, or nil. A string has no
+-- backslash and no control character, so that its quotes are all the quotes there are.
+local function pairs_of(text)
+    local inside = not text:find("[\0-\31\\]") and text:match("^ *{(.*)} *$")
+    if not inside then
+        return nil
+    end
+    local found, position, comma = {}, 1, not inside:match("^ *$")
+    while comma do
+        local service, instance, separator, after =
+            inside:match('^ *"([^"]+)" *: *"([^"]+)" *(,?)()', position)
+        if not service then
+            return nil
+        end
+        found[#found + 1] = { service, instance }
+        position, comma = after, separator == ","
+    end
+    if #found > 0 and position <= #inside then
+        return nil
+    end
+    return found
+end
+
+-- The scope that a text says; the first fault in it is named, with the place that it stands in.
+local function read(txn, text, place)
+    local found = pairs_of(text)
+    if found == nil then
+        refuse(400, "malformed scope \\u0027" .. shown(txn, text) .. "\\u0027 in " .. place
+            .. ': write JSON such as {\\"image\\": \\"' .. facts.name .. '\\"}')
+    end
+    for _, pair in ipairs(found) do
+        if not facts.types[pair[1]] then
+            refuse(400, "unknown service type \\u0027" .. shown(txn, pair[1])
+                .. "\\u0027 in scope: known are " .. facts.types_shown)
+        end
+    end
+    local scope = {}
+    for _, pair in ipairs(found) do
+        if scope[pair[1]] then
+            refuse(400, "a service type stands twice in the scope in " .. place)
+        end
+        scope[pair[1]] = pair[2]
+    end
+    for _, pair in ipairs(found) do
+        if not facts.instances[pair[2]] then
+            refuse(400, "unknown instance \\u0027" .. shown(txn, pair[2])
+                .. "\\u0027 in scope: known are " .. facts.instances_shown)
+        end
+    end
+    return scope
+end
+
+-- A scope as proxies write it: every service type, in alphabetical order, without spaces.
+local function canonical(scope)
+    local items = {}
+    for index, service in ipairs(facts.order) do
+        items[index] = '"' .. service .. '":"' .. scope[service] .. '"'
+    end
+    return "{" .. table.concat(items, ",") .. "}"
+end
+
+local function require_trust(issuer)
+    if issuer ~= nil and facts.instances[issuer] == "untrusted" then
+        refuse(401, facts.name .. " does not accept tokens that " .. issuer .. " issued")
+    end
+end
+
+-- The JSON in a scoped URL. A text that does not decode, or that hides a NUL, stays as it is: no
+-- scope looks like that.
+local function decoded(txn, encoded)
+    if not encoded:match("^[A-Za-z0-9_-]*$") or #encoded % 4 == 1 then
+        return encoded
+    end
+    local text = txn.c:ub64dec(encoded)
+    if text == nil or text:find("\0", 1, true) then
+        return encoded
+    end
+    return text
+end
+
+local function service_at(path)
+    return facts.paths[path:match("^/([^/]*)") or ""]
+end
+
+-- Takes the scope out of a path, and says which service the path leads to.
+local function read_path(txn)
+    local path = txn.f:path()
+    local encoded, rest = path:match("^/" .. facts.url_prefix .. "/([^/]*)/?(.*)$")
+    if encoded then
+        path = "/" .. rest
+        txn.http:req_set_path(path)
+        txn.http:req_set_header("X-Forwarded-Prefix", "/" .. facts.url_prefix .. "/" .. encoded)
+    end
+    local service = service_at(path)
+    if service == nil then
+        refuse(404, "the proxy of " .. facts.name .. " knows no service at this path: known are "
+            .. facts.paths_shown)
+    end
+    return service, path, encoded and decoded(txn, encoded)
+end
+
+-- What the three carriers of a scope come to together: which instance provides which service (scope), the
+-- same as a text, whether there is a carrier at all, and the issuer that the tag names. Requests repeat
+-- themselves, so that what was understood once is kept.
+local kept, kept_count = {}, 0
+
+local function understand(txn, header, url, tag)
+    local key = (header or "-") .. "\n" .. (url or "-") .. "\n" .. (tag or "-")
+    local known = kept[key]
+    if known then
+        return known
+    end
+    local scopes = {
+        header and read(txn, header, "X-Scope") or {},
+        url and read(txn, url, "the URL") or {},
+        tag and read(txn, tag, "X-Auth-Token") or {},
+    }
+    local scope = {}
+    for _, service in ipairs(facts.order) do
+        scope[service] = scopes[1][service] or scopes[2][service] or scopes[3][service] or facts.name
+    end
+    known = {
+        scope = scope,
+        text = canonical(scope),
+        carried = (header or url or tag) ~= nil,
+        tag_issuer = scopes[3].identity,
+    }
+    if kept_count == KEPT_AT_MOST then
+        kept, kept_count = {}, 0
+    end
+    kept[key], kept_count = known, kept_count + 1
+    return known
+end
+
+-- A service's own token is worth something only to the instance that issued it, and stays there.
+local function keep_service_token(txn, token, issuer, target)
+    if target ~= facts.name or issuer ~= facts.name then
+        txn.http:req_del_header("X-Service-Token")
+    elseif is_tagged(token) then
+        txn.http:req_set_header("X-Service-Token", bare(token))
+    end
+end
+
+-- keystone knows its tokens without their tags. A token that is asked about is judged by its issuer.
+-- Where the caller's own token is from elsewhere, the subject speaks for itself, as keystone's policy
+-- allows (rule:token_subject): no instance needs an account at another one.
+local function to_keystone(txn, caller, caller_issuer, subject, subject_issuer)
+    if subject_issuer then
+        txn.http:req_set_header("X-Subject-Token", bare(subject))
+        if caller and subject_issuer ~= caller_issuer then
+            txn:set_var("txn.alone", true)
+            caller = subject
+        end
+    end
+    if is_tagged(caller) then
+        txn.http:req_set_header("X-Auth-Token", bare(caller))
+    end
+end
+
+-- nova makes a server's ports with its own account, and so in its own instance.
+local function check_network(txn, path, scope)
+    local is_new_server = txn.f:method() == "POST" and path:match("/servers/?$")
+    if is_new_server and scope.network and scope.network ~= scope.compute then
+        txn:set_var("txn.elsewhere", "a server\\u0027s network has to be of the same instance as its "
+            .. "compute, and this scope says " .. scope.network .. " and " .. scope.compute
+            .. ': add \\"network\\": \\"' .. scope.compute .. '\\" to the scope, or ask for no '
+            .. "network (--nic none)")
+    end
+end
+
+local function refuse_headers(headers)
+    for name in pairs(headers) do
+        if FORGED[name] then
+            refuse(400, "the header " .. name .. " is not for clients: send the token in X-Auth-Token")
+        end
+    end
+    if is_tagged(value_of(headers, "authorization")) then
+        refuse(400, "a tagged token belongs into X-Auth-Token, not into Authorization")
+    end
+end
+
+local function refuse_several(headers)
+    for index, name in ipairs(SINGLE_LOWER) do
+        if headers[name] and headers[name][1] then
+            refuse(400, "several " .. SINGLE[index] .. " headers: send one")
+        end
+    end
+end
+
+local function route(txn)
+    local headers = txn.http:req_get_headers()
+    refuse_headers(headers)
+    local service, path, url = read_path(txn)
+    refuse_several(headers)
+    local token = value_of(headers, "x-auth-token")
+    local subject, service_token = value_of(headers, "x-subject-token"), value_of(headers, "x-service-token")
+
+    local known = understand(txn, value_of(headers, "x-scope"), url, tag_if_any(token))
+    local about = tag_if_any(subject) and read(txn, tag_of(subject), "X-Subject-Token")
+    local by = tag_if_any(service_token) and read(txn, tag_of(service_token), "X-Service-Token")
+    require_trust(by and by.identity)
+    require_trust(about and about.identity)
+    require_trust(known.tag_issuer)
+    require_trust(known.scope.identity)
+
+    local scope, carried, text = known.scope, known.carried, known.carried and known.text or "{}"
+    local target, here, there = scope[service], "local_", "peer_"
+    if service == "identity" then
+        local issuer = about and (about.identity or facts.name)
+        to_keystone(txn, token, scope.identity, subject, issuer)
+        if carried then
+            txn:set_var("txn.mints", true)
+        end
+        if about then
+            target, there = issuer, "issuer_"
+            text = canonical(setmetatable({ identity = issuer }, { __index = scope }))
+        end
+        txn:set_var("txn.tag", text)
+    else
+        if scope.identity ~= facts.name then
+            here = "foreign_"
+        end
+        if carried and token then
+            txn.http:req_set_header("X-Auth-Token", bare(token) .. facts.mark .. text)
+        end
+        if carried and service == "compute" then
+            check_network(txn, path, scope)
+        end
+    end
+    if service_token then
+        keep_service_token(txn, service_token, by and by.identity or facts.name, target)
+    end
+    if headers["x-scope"] then
+        txn.http:req_del_header("X-Scope")
+    end
+    local backend = target == facts.name and here .. service or there .. target
+    txn:set_var("txn.route", backend .. " " .. service .. " " .. text)
+end
+
+core.register_action("route", { "http-req" }, function(txn)
+    local routed, fault = pcall(route, txn)
+    if routed then
+        return
+    elseif type(fault) ~= "table" then
+        error(fault, 0)
+    end
+    local service = service_at(txn.f:path())
+    if service then
+        txn:set_var("txn.route", "local_" .. service .. " " .. service .. " {}")
+    end
+    local reply = txn:reply({ status = fault.status, reason = REASONS[fault.status] })
+    reply:add_header("Content-Type", "application/json")
+    if fault.status == 401 then
+        reply:add_header("WWW-Authenticate", 'Keystone uri="http://' .. facts.bind .. '"')
+    end
+    reply:set_body('{"error": {"code": ' .. fault.status .. ', "title": "' .. REASONS[fault.status]
+        .. '", "message": "' .. fault.message .. '"}}')
+    txn:done(reply)
+end)

@@ -1,0 +1,97 @@
+"""Peers that no lab has: one that records what it gets, and one that stops answering."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+
+#: The path by which a proxy asks whether its peer is well.
+HEALTH = "/healthcheck"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One request that a peer got; the names of *headers* are in lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str] = field(repr=False)
+
+
+class RecordingPeer:
+    """A proxy of another instance, in the hands of somebody who keeps what it gets.
+
+    It is well, and answers every other request with 404. After :meth:`hang` it accepts connections
+    and answers nothing, until :meth:`recover`.
+
+    >>> with RecordingPeer("127.0.2.1", 8888) as peer:
+    ...     print(peer.address, peer.requests)
+    127.0.2.1:8888 []
+    """
+
+    def __init__(self, host: str, port: int = 0) -> None:
+        self.requests: list[Recorded] = []
+        self._answers = threading.Event()
+        self._answers.set()
+        self._server = ThreadingHTTPServer((host, port), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        host, port = self._server.server_address[:2]
+        return f"{host!s}:{port}"
+
+    def hang(self) -> None:
+        """Answer nothing from now on."""
+        self._answers.clear()
+
+    def recover(self) -> None:
+        """Answer again, late requests too."""
+        self._answers.set()
+
+    def __enter__(self) -> RecordingPeer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.recover()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        peer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except OSError:  # Who asked has given up.
+                    self.close_connection = True
+
+            def answer(self) -> None:
+                if self.path != HEALTH:
+                    headers = {name.lower(): value for name, value in self.headers.items()}
+                    peer.requests.append(Recorded(self.command, self.path, headers))
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                peer._answers.wait()
+                self.send_response(200 if self.path == HEALTH else 404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Nothing: pytest has enough to show."""
+
+        return Handler
