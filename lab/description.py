@@ -184,6 +184,8 @@ class Lab(_Part):
     flavors: tuple[Flavor, ...] = ()
     networks: tuple[Network, ...] = ()
     trust: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    #: How many seconds a service believes a token that it has validated.
+    token_cache: Annotated[int, Field(ge=0, le=3600)] = 30
 
     @model_validator(mode="after")
     def _consistent(self) -> Lab:

@@ -165,4 +165,5 @@ def _spec(lab: Lab, host: Host) -> Spec:
         flavors=tuple(flavor.model_dump() for flavor in lab.flavors),
         networks=tuple(network.model_dump(mode="json") for network in lab.networks),
         image=lab.image.model_dump(mode="json"),
+        token_cache=lab.token_cache,
     )

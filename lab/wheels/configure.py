@@ -18,6 +18,7 @@ from lab.wheels.layout import (
     Layout,
 )
 from lab.wheels.programs import programs
+from lab.wheels.wsgi import THREADS
 from openstackoid.proxy.config import Peer, Proxy, Service, write
 
 _TEMPLATES = jinja2.Environment(
@@ -85,7 +86,15 @@ def proxy(layout: Layout) -> Proxy:
         name=layout.spec.name,
         bind=f"{layout.spec.address}:{PROXY_PORT}",
         services=tuple(
-            Service(api.type, api.prefix, layout.url(api.type), keep_alive=True) for api in APIS
+            Service(
+                api.type,
+                api.prefix,
+                layout.url(api.type),
+                keep_alive=True,
+                # Half of the threads are left for requests that wait for no other instance.
+                max_foreign=THREADS // 2,
+            )
+            for api in APIS
         ),
         peers=tuple(Peer(name, address) for name, address in layout.spec.peers.items()),
         issuers=tuple(layout.spec.issuers),

@@ -30,7 +30,8 @@ class Spec:
     ``peers`` maps the other instances to the ``address:port`` of their proxies; ``issuers`` names
     the instances whose tokens are accepted; ``passwords`` has one for each of :data:`ACCOUNTS`.
     ``flavors`` have ``name``, ``vcpus``, ``ram`` (MiB) and ``disk`` (GiB); ``networks`` have
-    ``name`` and ``cidr``; ``image`` has ``name`` and ``url`` (or None for a placeholder).
+    ``name`` and ``cidr``; ``token_cache`` is how many seconds a service believes a validated token;
+    ``image`` has ``name`` and ``url`` (or None for a placeholder).
     """
 
     name: str
@@ -44,6 +45,7 @@ class Spec:
     flavors: tuple[Mapping[str, Any], ...]
     networks: tuple[Mapping[str, Any], ...]
     image: Mapping[str, Any]
+    token_cache: int
 
     def to_json(self) -> str:
         """The specification as one line of JSON."""
@@ -57,5 +59,9 @@ class Spec:
     @property
     def resources(self) -> str:
         """A digest of all that decides which users, flavors, networks and images there are."""
-        parts = (self.name, self.address, self.passwords, self.flavors, self.networks, self.image)
+        parts = (
+            *(self.name, self.address, self.passwords, self.flavors, self.networks, self.image),
+            # A change of the accounts reaches labs that have data.
+            "service accounts have the role service",
+        )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

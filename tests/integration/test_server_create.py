@@ -59,7 +59,7 @@ class Created:
         return {
             line.frontend
             for line in self.lines
-            if line.backend.startswith("local_")
+            if line.backend.startswith(("local_", "foreign_"))
             and (line.method, line.status) == (method, status)
             and line.uri.endswith(path)
         }

@@ -189,7 +189,7 @@ def test_keystone_answers_as_it_was_asked(devstack: DevStack) -> None:
 def test_services_are_behind_apache_at_their_paths(devstack: DevStack) -> None:
     devstack.stack("install")
     assert devstack.description()["services"] == [
-        {"type": kind, "prefix": path, "url": f"http://{HOST}:80"}
+        {"type": kind, "prefix": path, "url": f"http://{HOST}:80", "max_foreign": 1}
         for kind, path in (
             ("identity", "/identity"),
             ("image", "/image"),

@@ -1,0 +1,76 @@
+"""What becomes of tokens and headers that are not what they seem."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.description import PROXY_PORT
+from tests.conftest import RunningLab
+from tests.integration.conftest import Shell
+from tests.integration.wire import GARBAGE, IMAGES, TOKENS, ask, login
+
+
+def test_accounts_of_services_are_services_and_nothing_else(one: Shell) -> None:
+    rows = one.json("role assignment list --names --project service")
+    assert {row["User"].partition("@")[0] for row in rows} == {
+        "glance",
+        "neutron",
+        "nova",
+        "placement",
+    }
+    assert {row["Role"] for row in rows} == {"service"}
+
+
+def test_a_foreign_token_that_is_no_token_costs_three_lines_and_no_login(
+    lab: RunningLab, shell: Callable[[str], Shell]
+) -> None:
+    logs = [
+        path
+        for name in ("InstanceOne", "InstanceTwo")
+        for path in (shell(name).directory / "log").glob("*.log")
+    ]
+
+    def lines() -> dict[Path, list[str]]:
+        return {path: path.read_text(errors="replace").splitlines() for path in logs}
+
+    # The first one has glance log in, for its own account.
+    assert ask(lab, "InstanceOne", IMAGES, {"X-Auth-Token": GARBAGE})[0] == 401
+    time.sleep(1)
+    before = lines()
+    headers = {"X-Auth-Token": GARBAGE.replace("garbage", "other", 1)}
+    assert ask(lab, "InstanceOne", IMAGES, headers)[0] == 401
+    time.sleep(1)
+    new = [line for path, known in lines().items() for line in known[len(before[path]) :]]
+    about = [line for line in new if "healthcheck" not in line]
+    assert [line for line in about if "POST" in line] == []
+    assert len([line for line in about if '"GET ' in line]) <= 3, about
+
+
+@pytest.mark.parametrize("header", ["X-Storage-Token", "X-Identity-Status"])
+def test_no_header_goes_round_the_proxy(lab: RunningLab, header: str) -> None:
+    status, _, answer = ask(lab, "InstanceTwo", IMAGES, {header: GARBAGE})
+    assert status == 400
+    assert header.lower() in answer["error"]["message"]
+
+
+def test_a_token_that_was_revoked_elsewhere_ends_here_when_the_cache_does(lab: RunningLab) -> None:
+    token = login(lab, "InstanceOne", "demo", '{"image": "InstanceTwo"}')
+    headers = {"X-Auth-Token": token}
+    assert ask(lab, "InstanceOne", IMAGES, headers)[0] == 200
+    bare = token.partition("!")[0]
+    address = lab.description.instance("InstanceOne").address
+    revoke = urllib.request.Request(
+        f"http://{address}:{PROXY_PORT}{TOKENS}",
+        headers={"X-Auth-Token": bare, "X-Subject-Token": bare},
+        method="DELETE",
+    )
+    urllib.request.urlopen(revoke, timeout=20).close()
+    deadline = time.monotonic() + lab.description.token_cache + 10
+    while ask(lab, "InstanceOne", IMAGES, headers)[0] != 401:
+        assert time.monotonic() < deadline
+        time.sleep(1)
