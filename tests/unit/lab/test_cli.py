@@ -319,6 +319,15 @@ def test_doctor_names_what_is_missing_and_what_is_there(sandbox: Sandbox) -> Non
     assert "stack devstack\n" in said
 
 
+def test_doctor_says_of_each_provider_whether_it_can_have_the_lab(sandbox: Sandbox) -> None:
+    sandbox.describe("instances: [{name: A, address: 10.1.2.3}]\n")
+    said = sandbox.ok("doctor")
+    assert "✘ lab.yaml: lab.yaml: instances: A: 10.1.2.3 is no loopback address" in said
+    assert "provider hosts\n" in said
+    sandbox.describe("instances: []\n")
+    assert "error: lab.yaml: instances" in sandbox.error("doctor")
+
+
 def test_an_up_that_fails_shows_the_step_and_its_log(sandbox: Sandbox) -> None:
     sandbox.ok("up", "InstanceOne")
     (sandbox.state / "InstanceOne/home/.profile.new").mkdir()
