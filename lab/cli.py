@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shlex
 import signal
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from lab.running import Running
 
 _INTERRUPTED = 130
+# What a write to a full or broken file ends with.
+_WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main(root: Path = ROOT) -> NoReturn:
@@ -31,22 +35,41 @@ def main(root: Path = ROOT) -> NoReturn:
     for mark in (LAB_MARK, INSTANCE_MARK):
         os.environ.pop(mark, None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        # In a locale without UTF-8, ✔ and … are shown by their names.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="namereplace")
+    try:
+        status = _run(root)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in _WRITE_ERRORS:
+            raise
+        # Nothing is left to be flushed at exit, where it would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+        # A reader that went away has read enough.
+        if error.errno != errno.EPIPE:
+            click.echo(
+                f"error: cannot write to standard output or into .lab: {error.strerror}", err=True
+            )
+    sys.exit(status)
+
+
+def _run(root: Path) -> int:
+    """The exit status of the command that was typed; where it fails, the reason is shown."""
     try:
         status = commands(obj=root, prog_name="./setup-env.py", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except LabError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        return 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
-        # Who read our output has read enough; nothing is left to be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
+        return _INTERRUPTED
+    return status if isinstance(status, int) else 0
 
 
 def _running(root: Path) -> Running:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -46,6 +47,16 @@ _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Sockets lie below the state; their path has 107 characters (sun_path in unix(7)).
 _LONGEST_STATE = 60
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
+# "This network" of RFC 1122: no host has an address of it.
+_NOWHERE = IPv4Network("0.0.0.0/8")
+_QUOTE = reprlib.Repr()
+_QUOTE.maxstring = _QUOTE.maxother = 80
+
+# Numbers of a machine, larger than any; memory in MiB.
+_Cpus = Annotated[int, Field(ge=1, le=1024)]
+_Memory = Annotated[int, Field(ge=256, le=2**24)]
+# Nova's columns of flavors are 32-bit integers.
+_LARGEST_OF_NOVA = 2**31 - 1
 
 
 def _instance_name(name: str) -> str:
@@ -54,6 +65,13 @@ def _instance_name(name: str) -> str:
     if name.lower() in _RESERVED:
         raise ValueError(f"{name!r} is a name that the lab keeps for itself")
     return name
+
+
+def _host_address(address: IPv4Address) -> IPv4Address:
+    # Class E, with the broadcast address, is reserved.
+    if address in _NOWHERE or address.is_multicast or address.is_reserved:
+        raise ValueError(f"{address} is the address of no host")
+    return address
 
 
 def _ssh_target(target: str) -> str:
@@ -91,10 +109,10 @@ class Instance(_Part):
     """
 
     name: Annotated[str, AfterValidator(_instance_name)]
-    address: IPv4Address
+    address: Annotated[IPv4Address, AfterValidator(_host_address)]
     ssh: Annotated[str, AfterValidator(_ssh_target)] | None = None
-    cpus: Annotated[int, Field(ge=1)] | None = None
-    memory: Annotated[int, Field(ge=256)] | None = None
+    cpus: _Cpus | None = None
+    memory: _Memory | None = None
     box: str | None = None
 
 
@@ -112,8 +130,8 @@ class Machines(_Part):
     """
 
     box: Annotated[str, Field(min_length=1)]
-    cpus: Annotated[int, Field(ge=1)]
-    memory: Annotated[int, Field(ge=256)]
+    cpus: _Cpus
+    memory: _Memory
     provider: Literal["virtualbox", "libvirt", "lxc", "docker"] | None = None
 
 
@@ -154,9 +172,9 @@ class Flavor(_Part):
     """A size of servers: *ram* in MiB, *disk* in GiB."""
 
     name: Annotated[str, Field(min_length=1)]
-    vcpus: Annotated[int, Field(ge=1)]
-    ram: Annotated[int, Field(ge=1)]
-    disk: Annotated[int, Field(ge=0)]
+    vcpus: Annotated[int, Field(ge=1, le=_LARGEST_OF_NOVA)]
+    ram: Annotated[int, Field(ge=1, le=_LARGEST_OF_NOVA)]
+    disk: Annotated[int, Field(ge=0, le=_LARGEST_OF_NOVA)]
 
 
 class Network(_Part):
@@ -193,6 +211,12 @@ class Lab(_Part):
         _refuse_twice("instances", "address", [str(one.address) for one in self.instances])
         _refuse_twice("flavors", "name", [one.name for one in self.flavors])
         _refuse_twice("networks", "name", [one.name for one in self.networks])
+        for one in self.instances:
+            if self.provider == "local" and not one.address.is_loopback:
+                raise ValueError(
+                    f"instances: {one.name}: {one.address} is no loopback address: the provider "
+                    "local needs 127.x.y.z; for others, choose --provider vagrant or hosts"
+                )
         known = self.names
         for key, issuers in self.trust.items():
             for name in (key, *issuers):
@@ -244,7 +268,7 @@ class Choices(_Part):
         """The choices kept in *state*; none where nothing readable is kept."""
         try:
             return cls.model_validate_json((state / "choices.json").read_text())
-        except (OSError, ValidationError):
+        except (OSError, ValueError):
             return cls()
 
     def updated(self, number: int | None, provider: str | None, stack: str | None) -> Choices:
@@ -288,7 +312,7 @@ def load(root: Path, choices: Choices | None = None) -> Lab:
         raw["stack"] = chosen.stack
     raw["provider"], raw["because"] = _provider(raw, chosen)
     if chosen.number:
-        if raw["provider"] != "local":
+        if raw["provider"] in ("vagrant", "hosts"):
             raise LabError(
                 f"-n {chosen.number} makes instances of the provider local only: for "
                 f"{raw['provider']}, list them in lab.yaml"
@@ -320,8 +344,8 @@ def numbered(number: int) -> list[dict[str, Any]]:
 
 def _provider(raw: Mapping[str, Any], chosen: Choices) -> tuple[object, str]:
     """The provider of the lab, and why it is this one."""
-    name = chosen.provider or raw.get("provider") or "auto"
-    if name != "auto":
+    name = chosen.provider or raw.get("provider")
+    if name not in (None, "auto"):
         return name, "as chosen for this lab" if chosen.provider else "as lab.yaml says"
     if chosen.number:
         return "local", "which alone makes instances by number"
@@ -338,7 +362,10 @@ def _provider(raw: Mapping[str, Any], chosen: Choices) -> tuple[object, str]:
 def _fill_addresses(raw: dict[str, Any]) -> None:
     """Give each instance without an address the one that the provider's pattern makes."""
     patterns, instances = raw.get("addresses"), raw.get("instances")
-    pattern = patterns.get(raw["provider"]) if isinstance(patterns, dict) else None
+    provider = raw["provider"]
+    if not isinstance(patterns, dict) or not isinstance(provider, str):
+        return
+    pattern = patterns.get(provider)
     if not isinstance(pattern, str) or not isinstance(instances, list):
         return
     # A wrong pattern is the validation's business.
@@ -349,15 +376,45 @@ def _fill_addresses(raw: dict[str, Any]) -> None:
         ]
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, without what hides a mistake or the Vagrantfile cannot read."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            problem = f"alias *{event.anchor} (write out what it stands for)"
+            raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    problem = f"the key {_quoted(key.value)} stands twice, again"
+                    raise yaml.MarkedYAMLError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # PyYAML's own way with a value that its tag does not fit.
+            raise yaml.MarkedYAMLError(
+                None, None, f"{_quoted(node.value)} does not fit {node.tag}", node.start_mark
+            ) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
     except FileNotFoundError as error:
         raise LabError(f"{path} is missing: take it from the repository again") from error
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise LabError(f"lab.yaml is no YAML: {_yaml_problem(error)}") from error
+    except RecursionError as error:
+        raise LabError("lab.yaml is no YAML of a lab: its brackets are too deep") from error
     if not isinstance(raw, dict):
         raise LabError(f"lab.yaml: {_allowed_keys(())}")
     return {str(key): value for key, value in raw.items()}
@@ -374,7 +431,9 @@ def _restricted(trust: object, names: set[str]) -> object:
     if not isinstance(trust, dict):
         return trust
     return {
-        key: [one for one in issuers if one in names] if isinstance(issuers, list) else issuers
+        key: [one for one in issuers if not isinstance(one, str) or one in names]
+        if isinstance(issuers, list)
+        else issuers
         for key, issuers in trust.items()
         if key in names
     }
@@ -392,18 +451,24 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join(map(str, problem["loc"]))
+    where = where if where.isprintable() else _quoted(where)
     match problem["type"]:
         case "extra_forbidden":
             return f"unknown key {where!r}: {_allowed_keys(problem['loc'][:-1])}"
         case "literal_error":
-            return f"{where}: {problem['input']!r} is not allowed; use {problem['ctx']['expected']}"
+            given, allowed = _quoted(problem["input"]), problem["ctx"]["expected"]
+            return f"{where}: {given} is not allowed; use {allowed}"
         case "missing":
             return f"the key {where!r} is missing: {_allowed_keys(problem['loc'][:-1])}"
         case "value_error":
             return ": ".join(part for part in (where, str(problem["ctx"]["error"])) if part)
         case _:
-            return f"{where}: {problem['msg']} (not {problem['input']!r})"
+            return f"{where}: {problem['msg']} (not {_quoted(problem['input'])})"
+
+
+def _quoted(value: object) -> str:
+    return _QUOTE.repr(value)
 
 
 def _allowed_keys(loc: tuple[int | str, ...]) -> str:

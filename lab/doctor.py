@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lab import packages
-from lab.description import Choices, load
+from lab.description import Choices, Lab, load
 from lab.errors import LabError
 from lab.providers import PROVIDERS, provider
 from lab.providers.base import Finding
@@ -18,18 +18,27 @@ def report(root: Path) -> Iterator[str]:
 
     :raises LabError: when lab.yaml is wrong.
     """
-    load(root)
+    labs = {name: _load(root, name) for name in PROVIDERS}
+    if all(isinstance(lab, LabError) for lab in labs.values()):
+        load(root)
     yield from _section("tmux", packaged(["tmux"]))
-    for name in PROVIDERS:
-        try:
-            one = provider(load(root, Choices().updated(None, name, None)))
-        except LabError as error:
-            yield from _section(f"provider {name}", [Finding("lab.yaml", False, str(error))])
+    for name, lab in labs.items():
+        if isinstance(lab, LabError):
+            yield from _section(f"provider {name}", [Finding("lab.yaml", False, str(lab))])
             continue
+        one = provider(lab)
         yield from _section(f"provider {name}", [*packaged(one.debian_packages), *one.doctor()])
     for name in STACKS:
         # On hosts elsewhere, `up` brings them.
         yield from _section(f"stack {name}", packaged(stack(name).needs.packages))
+
+
+def _load(root: Path, name: str) -> Lab | LabError:
+    """The lab on the provider *name*, or why it cannot be there."""
+    try:
+        return load(root, Choices().updated(None, name, None))
+    except LabError as error:
+        return error
 
 
 def packaged(names: Iterable[str]) -> list[Finding]:

@@ -9,11 +9,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+# libtmux reads it once, when it is imported. Its own separator is no ASCII: where the locale is
+# not UTF-8, tmux prints that as _.
+os.environ["LIBTMUX_TMUX_FORMAT_SEPARATOR"] = "<|openstackoid|>"
+
 from libtmux import Pane, Server, Session, Window
 from libtmux.constants import PaneDirection
 from libtmux.exc import LibTmuxException, TmuxCommandNotFound
 
 from lab.errors import LabError
+
+# A server that we start would hand it on to every pane.
+del os.environ["LIBTMUX_TMUX_FORMAT_SEPARATOR"]
 
 SESSION = "openstackoid"
 #: Names another tmux server (``tmux -L``) than the user's own; tests set it.

@@ -135,9 +135,14 @@ def scoped_auth_url(auth_url: str, scope: Scope) -> str:
     >>> scoped_auth_url("http://127.0.1.1:8888/identity/v3", Scope.parse("image=InstanceTwo"))
     'http://127.0.1.1:8888/scope/eyJpbWFnZSI6Ikluc3RhbmNlVHdvIn0/identity/v3'
 
-    :raises ScopeError: when *auth_url* holds a scope that cannot be understood.
+    :raises ScopeError: when *auth_url* is no URL, or holds a scope that cannot be understood.
     """
-    url = urlsplit(auth_url)
+    try:
+        url = urlsplit(auth_url)
+    except ValueError as error:
+        raise ScopeError(
+            f"{_QUOTE.repr(auth_url)} is no auth URL: write for example http://HOST:PORT/identity"
+        ) from error
     path = url.path.lstrip("/")
     if path.startswith(f"{URL_PREFIX}/"):
         _, encoded, path = [*path.split("/", 2), ""][:3]

@@ -3,48 +3,78 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from dataclasses import is_dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from types import UnionType
+from typing import BinaryIO, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
-from openstackoid.proxy.config import Peer, Proxy, ProxyError, Service, peer_states, write
+from openstackoid.proxy.config import Proxy, ProxyError, peer_states, write
 
 _Part = TypeVar("_Part")
+#: What JSON calls the types of a description's fields.
+_WORDS: dict[object, str] = {
+    bool: "true or false",
+    int: "a number",
+    str: "a string",
+    Path: "a string",
+}
 
 
-def read_description(text: str) -> Proxy:
+def read_description(text: str | bytes) -> Proxy:
     """The proxy that the JSON *text* describes; its keys are the fields of ``Proxy``.
 
     :raises ProxyError: naming the key that is wrong.
     """
     try:
         description = json.loads(text)
-        if not isinstance(description, dict):
-            raise ProxyError("the description of a proxy is a JSON object")
-        return Proxy(
-            **{
-                **description,
-                "services": tuple(_build(Service, item) for item in description["services"]),
-                "peers": tuple(_build(Peer, item) for item in description.get("peers", ())),
-            }
-        )
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ProxyError(f"the description is no JSON: {error}") from error
-    except KeyError as error:
-        raise ProxyError(f"the description has no {error.args[0]!r}") from error
-    except TypeError as error:
-        raise ProxyError(f"the description is wrong: {error}") from error
+    return _build(Proxy, description, "description")
 
 
-def _build(kind: type[_Part], item: Mapping[str, Any]) -> _Part:
+def _build(kind: type[_Part], item: object, where: str) -> _Part:
+    if not isinstance(item, dict):
+        raise ProxyError(f"{where} is a JSON object, not {_quote(item)}")
+    kinds = get_type_hints(kind)
+    for key in item:
+        if key not in kinds:
+            raise ProxyError(f"{where} has the unknown key {key!r}: known are {', '.join(kinds)}")
+    for name, parameter in signature(kind).parameters.items():
+        if parameter.default is parameter.empty and name not in item:
+            raise ProxyError(f"{where} has no {name!r}")
+    values = {key: _value(kinds[key], value, f"{where}.{key}") for key, value in item.items()}
     try:
-        return kind(**item)
-    except TypeError as error:
-        raise ProxyError(f"{item!r} is no {kind.__name__.lower()}: {error}") from error
+        return kind(**values)
+    except ValueError as error:  # from urlsplit
+        url = _quote(item.get("url"))
+        raise ProxyError(f"{where}.url: {url} is no URL: write http://HOST:PORT") from error
+
+
+def _value(kind: object, value: object, where: str) -> object:
+    """*value* as a field of *kind* has it: ``str | None``, ``tuple[Peer, ...]``, …"""
+    if isinstance(kind, UnionType):
+        return None if value is None else _value(get_args(kind)[0], value, where)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ProxyError(f"{where} is a JSON array, not {_quote(value)}")
+        of = get_args(kind)[0]
+        return tuple(_value(of, one, f"{where}.{n}") for n, one in enumerate(value))
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _build(kind, value, where)
+    # Not isinstance: a bool is an int.
+    if type(value) is not (str if kind is Path else kind):
+        raise ProxyError(f"{where} is {_WORDS[kind]}, not {_quote(value)}")
+    return value
+
+
+def _quote(value: object) -> str:
+    return reprlib.repr(value)
 
 
 class _Command(click.Group):
@@ -58,7 +88,7 @@ class _Command(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-_DESCRIPTION = click.argument("description", type=click.File(), default="-")
+_DESCRIPTION = click.argument("description", type=click.File("rb"), default="-")
 
 
 @click.group(cls=_Command)
@@ -80,7 +110,7 @@ def main() -> None:
 
 @main.command()
 @_DESCRIPTION
-def render(description: TextIO) -> None:
+def render(description: BinaryIO) -> None:
     """Write the files, and print those that changed: no line, no reload."""
     for path in write(read_description(description.read())):
         click.echo(path)
@@ -88,7 +118,7 @@ def render(description: TextIO) -> None:
 
 @main.command()
 @_DESCRIPTION
-def check(description: TextIO) -> None:
+def check(description: BinaryIO) -> None:
     """Write the files and let HAProxy judge them."""
     proxy = read_description(description.read())
     write(proxy)

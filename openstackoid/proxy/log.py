@@ -83,10 +83,18 @@ class LogLine:
 
 
 def parse_log_line(line: str) -> LogLine | None:
-    """Read one line of the proxy's log; ``None`` where it is a notice of HAProxy's, no request."""
+    """Read one line of the proxy's log.
+
+    ``None`` where it is no request: a notice of HAProxy's, or a line that was cut or damaged.
+    """
     match = _LINE.search(line)
-    if not match:
+    try:
+        return match and _log_line(match)
+    except (ValueError, RecursionError):  # a date, a number or a scope that is none
         return None
+
+
+def _log_line(match: re.Match[str]) -> LogLine:
     return LogLine(
         time=datetime.strptime(match["time"], "%d/%b/%Y:%H:%M:%S.%f"),
         client=match["client"],
@@ -100,8 +108,16 @@ def parse_log_line(line: str) -> LogLine | None:
         timers=match["timers"],
         state=match["state"],
         service=match["service"] or _service_here(match["backend"]),
-        scope=Scope(json.loads(match["scope"] or "{}")),
+        scope=_scope(match["scope"] or "{}"),
     )
+
+
+def _scope(text: str) -> Scope:
+    """The scope in *text*: of a refused request it may name what is no instance."""
+    services = json.loads(text)
+    if not all(isinstance(name, str) for name in services.values()):
+        raise ValueError(f"{text} is no scope")
+    return Scope(services)
 
 
 def _service_here(backend: str) -> str:

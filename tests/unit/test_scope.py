@@ -173,6 +173,14 @@ def test_an_auth_url_with_a_broken_scope_is_refused(encoded: str) -> None:
         scoped_auth_url(f"http://frontend/scope/{encoded}/identity", Scope.parse("image=A"))
 
 
+@pytest.mark.parametrize("url", ["//[::1/", "http://[::1", "http://]/v3", "//a℀\x1f"])
+def test_an_auth_url_that_is_no_url_is_named_in_one_line(url: str) -> None:
+    with pytest.raises(ScopeError, match="is no auth URL") as caught:
+        scoped_auth_url(url, Scope.parse("image=A"))
+    assert repr(url) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 def test_what_is_no_base64url_is_named() -> None:
     with pytest.raises(ScopeError, match=r"not base64url: '!!!!'"):
         decode_url_scope("!!!!")

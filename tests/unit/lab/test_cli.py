@@ -319,6 +319,51 @@ def test_doctor_names_what_is_missing_and_what_is_there(sandbox: Sandbox) -> Non
     assert "stack devstack\n" in said
 
 
+def test_doctor_says_of_each_provider_whether_it_can_have_the_lab(sandbox: Sandbox) -> None:
+    sandbox.describe("instances: [{name: A, address: 10.1.2.3}]\n")
+    said = sandbox.ok("doctor")
+    assert "✘ lab.yaml: lab.yaml: instances: A: 10.1.2.3 is no loopback address" in said
+    assert "provider hosts\n" in said
+    sandbox.describe("instances: []\n")
+    assert "error: lab.yaml: instances" in sandbox.error("doctor")
+
+
+@pytest.mark.parametrize("command", ["status", "status --json", "up", "doctor", "--help"])
+def test_a_full_standard_output_is_one_line(sandbox: Sandbox, command: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            sandbox.argv(*command.split()),
+            env=sandbox.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.stderr == (
+        "error: cannot write to standard output or into .lab: No space left on device\n"
+    )
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
+def test_the_locale_may_be_another_than_utf_8(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, locale: str
+) -> None:
+    monkeypatch.setenv("LC_ALL", locale)
+    # As Python has it in a Latin-1 locale, which few machines have.
+    if locale.endswith("8859-1"):
+        monkeypatch.setenv("PYTHONIOENCODING", "iso-8859-1")
+    monkeypatch.delenv("TMUX", raising=False)
+    mark = r"\N{HEAVY CHECK MARK}" if locale.endswith("8859-1") else "✔"
+    said = sandbox.ok("up")
+    assert any(line.split()[:2] == ["InstanceOne", "host"] for line in said.splitlines())
+    assert mark in said
+    sandbox.ok("up")
+    panes = sandbox.tmux("list-panes", "-t", "openstackoid", "-F", "#{@instance}")
+    assert panes.split() == ["InstanceOne", "InstanceTwo"]
+    sandbox.ok("destroy")
+
+
 def test_an_up_that_fails_shows_the_step_and_its_log(sandbox: Sandbox) -> None:
     sandbox.ok("up", "InstanceOne")
     (sandbox.state / "InstanceOne/home/.profile.new").mkdir()

@@ -162,6 +162,26 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
             r"instances.0.ssh: .* is no place for ssh: write \[USER@\]HOST",
         ),
         ("a: [\nb: ]]\n", r"no YAML: .* in line 2"),
+        ("a: !!bool x\n", r"no YAML: 'x' does not fit .*bool in line 1"),
+        ('a: !!int ""\n', r"no YAML: '' does not fit .*int in line 1"),
+        ("a: !!float x\n", r"no YAML: 'x' does not fit .*float in line 1"),
+        ("a: !!timestamp x\n", r"no YAML: 'x' does not fit .*timestamp in line 1"),
+        ("a: 2026-99-99\n", r"no YAML: '2026-99-99' does not fit .*timestamp in line 1"),
+        (f"a: {'1' * 5000}\n", r"no YAML: '1+\.\.\.1+' does not fit .*int in line 1"),
+        ("[" * 3000, r"brackets are too deep"),
+        ("a: &a [1]\nb: *a\n", r"no YAML: alias \*a \(write out what it stands for\) in line 2"),
+        ("&a [*a]\n", r"alias \*a"),
+        ("&a {<<: *a}\n", r"alias \*a"),
+        ("provider: local\n" * 2, r"the key 'provider' stands twice, again in line 2"),
+        (TWO + "image:\n  name: x\n  name: y\n", r"the key 'name' stands twice, again in line 4"),
+        (TWO + "provider: {a: b}\n", r"provider: {'a': 'b'} is not allowed; use 'auto'"),
+        (TWO + "provider: [local]\n", r"provider: \['local'\] is not allowed; use 'auto'"),
+        (TWO + "provider: []\n", r"provider: \[\] is not allowed; use 'auto'"),
+        (TWO + "provider: {a: b}\naddresses: {local: 127.0.%d.1}\n", r"provider: .* not allowed"),
+        (TWO + "stack: {a: b}\n", r"stack: {'a': 'b'} is not allowed; use 'wheels'"),
+        (TWO + "stack: [wheels]\n", r"stack: \['wheels'\] is not allowed; use 'wheels'"),
+        (TWO + 'trust: {"a\\nb": 1}\n', r"'trust.a\\nb': .*tuple"),
+        ("? [a]\n: b\n", r"no YAML: found unhashable key in line 1"),
         ("- a\n", r"allowed are provider"),
         ("", r"allowed are provider"),
     ],
@@ -171,6 +191,56 @@ def test_an_error_names_the_key_and_what_is_allowed(tmp_path: Path, text: str, s
         described(tmp_path, text)
     assert str(caught.value).startswith("lab.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["vcpus", "ram", "disk"])
+def test_a_flavor_has_to_fit_into_novas_columns(tmp_path: Path, key: str) -> None:
+    def flavors(number: int) -> str:
+        flavor = {"name": "x", "vcpus": 1, "ram": 1, "disk": 1, key: number}
+        return TWO + f"flavors: [{flavor}]\n"
+
+    assert getattr(described(tmp_path, flavors(2**31 - 1)).flavors[0], key) == 2**31 - 1
+    with pytest.raises(LabError, match=rf"flavors.0.{key}: .*less than or equal to 2147483647"):
+        described(tmp_path, flavors(2**31))
+
+
+@pytest.mark.parametrize(("key", "most"), [("cpus", 1024), ("memory", 2**24)])
+def test_a_machine_has_no_more_than_there_is(tmp_path: Path, key: str, most: int) -> None:
+    machine = {"box": "x", "cpus": 1, "memory": 512, key: 10**20}
+    instance = {"name": "A", "address": "127.0.1.1", key: 10**20}
+    with pytest.raises(LabError, match=rf"vagrant.{key}: .*less than or equal to {most}"):
+        described(tmp_path, TWO + f"vagrant: {machine}\n")
+    with pytest.raises(LabError, match=rf"instances.0.{key}: .*less than or equal to {most}"):
+        described(tmp_path, f"instances: [{instance}]\n")
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "10.1.2.3", "192.168.56.11"])
+def test_the_provider_local_has_loopback_addresses_only(tmp_path: Path, address: str) -> None:
+    text = f"instances: [{{name: A, address: {address}}}]\n"
+    with pytest.raises(LabError, match=rf"A: {address} is no loopback address: .*127\.x\.y\.z"):
+        described(tmp_path, text, Choices(provider="local"))
+    assert described(tmp_path, text, Choices(provider="hosts")).names == ("A",)
+
+
+@pytest.mark.parametrize("provider", ["local", "vagrant", "hosts"])
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0", "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255", "0", "true"]
+)
+def test_an_address_of_no_host_is_refused(tmp_path: Path, provider: str, address: str) -> None:
+    text = f"instances: [{{name: A, address: {address}}}]\nprovider: {provider}\n"
+    with pytest.raises(LabError, match=r"instances.0.address: .* is the address of no host"):
+        described(tmp_path, text)
+
+
+def test_trust_that_is_no_list_of_names_is_refused_beside_a_number(tmp_path: Path) -> None:
+    text = "addresses: {local: 127.0.%d.1}\ntrust: {InstanceOne: [[]]}\n"
+    with pytest.raises(LabError, match=r"trust.InstanceOne.0: .*string"):
+        described(tmp_path, text, Choices(number=1))
+
+
+def test_choices_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    (tmp_path / "choices.json").write_bytes(b"\xff")
+    assert Choices.of(tmp_path) == Choices()
 
 
 def test_a_missing_description_says_where_it_should_be(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from openstackoid.proxy.cli import main
+from openstackoid.proxy.cli import main, read_description
 from openstackoid.proxy.config import Peer, Proxy, ProxyError, Service, peer_states, render
 
 IDENTITY = Service("identity", "/identity", "http://127.0.1.1:5000")
@@ -130,16 +132,48 @@ def test_what_haproxy_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     ("text", "error"),
     [
         ("{", "is no JSON"),
-        ("[]", "is a JSON object"),
-        ("{}", "has no 'services'"),
-        (json.dumps({**DESCRIPTION, "colour": 1}), "'colour'"),
-        (json.dumps({**DESCRIPTION, "peers": [{"name": "x"}]}), "is no peer"),
+        ("[" * 100_000, "is no JSON"),
+        ("1" * 5000, "is no JSON"),
+        (b"\xff", "is no JSON"),
+        ("[]", "description is a JSON object, not []"),
+        ("true", "description is a JSON object, not True"),
+        ("{}", "description has no 'name'"),
+        (json.dumps({**DESCRIPTION, "colour": 1}), "description has the unknown key 'colour'"),
+        (json.dumps({**DESCRIPTION, "peers": [{"name": "x"}]}), "peers.0 has no 'address'"),
         (json.dumps({**DESCRIPTION, "name": "a b"}), "is no instance name"),
+        (json.dumps({**DESCRIPTION, "issuers": "InstanceTwo"}), "issuers is a JSON array"),
+        (json.dumps({**DESCRIPTION, "issuers": [2]}), "issuers.0 is a string, not 2"),
+        (json.dumps({**DESCRIPTION, "threads": True}), "threads is a number, not True"),
+        (json.dumps({**DESCRIPTION, "metrics": False}), "metrics is a string, not False"),
+        (json.dumps({**DESCRIPTION, "bind": None}), "bind is a string, not None"),
+        (json.dumps({**DESCRIPTION, "peers": None}), "peers is a JSON array, not None"),
+        (json.dumps({**DESCRIPTION, "peers": ["x"]}), "peers.0 is a JSON object, not 'x'"),
     ],
 )
-def test_a_wrong_description_ends_in_one_line(text: str, error: str) -> None:
+def test_a_wrong_description_ends_in_one_line(text: str | bytes, error: str) -> None:
     done = CliRunner().invoke(main, ["render"], input=text)
     assert done.exit_code == 1
     assert error in done.output
     assert len(done.output.splitlines()) == 1
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://]", "http://a℀b:80"])
+def test_a_service_with_a_url_that_is_none_is_named(url: str) -> None:
+    description = copy.deepcopy(DESCRIPTION)
+    description["services"][0]["url"] = url
+    with pytest.raises(ProxyError, match=r"services\.0\.url: '.*' is no URL"):
+        read_description(json.dumps(description))
+
+
+@pytest.mark.parametrize("wrong", [1.5, {"x": 1}, [[None]]])
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(kind, one.name) for kind in (Proxy, Service, Peer) for one in dataclasses.fields(kind)],
+)
+def test_a_field_of_the_wrong_type_is_named(kind: type, field: str, wrong: object) -> None:
+    description = copy.deepcopy(DESCRIPTION)
+    parts = {Proxy: description, Service: description["services"][0]}
+    parts.get(kind, description["peers"][0])[field] = wrong
+    with pytest.raises(ProxyError, match=rf"description\.(\w+\.0\.)?{field}\b"):
+        read_description(json.dumps(description))

@@ -1,0 +1,57 @@
+"""What is read from the proxy's log, and what of it is no request."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from openstackoid.proxy.log import parse_log_line
+
+START = "127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo"
+MIDDLE = (
+    '0/0/1/35/36 200 1071 ---- 2/1/0/0/0 "GET /image/v2/images HTTP/1.1" peer_InstanceTwo image'
+)
+SCOPE = '{"compute":"InstanceOne","image":"InstanceTwo"}'
+LINE = f"{START} {MIDDLE} {SCOPE}"
+
+
+def test_a_line_is_a_request_with_its_scope() -> None:
+    line = parse_log_line(LINE)
+    assert line
+    assert line.time == datetime(2026, 11, 24, 3, 1, 7, 42000)
+    assert (line.status, line.target, line.is_forwarded) == (200, "InstanceTwo", True)
+    assert dict(line.scope) == {"compute": "InstanceOne", "image": "InstanceTwo"}
+
+
+def test_the_name_of_no_instance_stands_in_the_line_of_a_refused_request() -> None:
+    line = parse_log_line(LINE.replace('"InstanceTwo"}', '"no such/instance"}'))
+    assert line
+    assert line.scope["image"] == "no such/instance"
+
+
+def test_a_line_that_was_cut_is_no_request() -> None:
+    assert [length for length in range(len(LINE)) if parse_log_line(LINE[:length])] == []
+
+
+@pytest.mark.parametrize(
+    ("whole", "damaged"),
+    [
+        ("24/Nov/2026", "99/Nov/2026"),
+        ("24/Nov/2026", "24/???/2026"),
+        ("24/Nov/2026:03:01:07.042", ""),
+        (" 200 ", f" {'2' * 5000} "),
+        (" 1071 ", f" {'1' * 5000} "),
+        (SCOPE, "{]}"),
+        (SCOPE, '{"image":"a"b"}'),
+        (SCOPE, '{"image":2}'),
+        (SCOPE, '{"image":null}'),
+        (SCOPE, '{"image":["InstanceTwo"]}'),
+        (SCOPE, '{"image":' + "[" * 100_000 + "}"),
+        (SCOPE, '{"image":' + "1" * 5000 + "}"),
+        (SCOPE, "InstanceTwo"),
+    ],
+)
+def test_a_damaged_line_is_no_request(whole: str, damaged: str) -> None:
+    assert whole in LINE
+    assert parse_log_line(LINE.replace(whole, damaged)) is None
