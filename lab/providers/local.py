@@ -235,8 +235,8 @@ class Local(Provider):
         state, provider = self.lab.state, self._directory
         for directory in (state, provider, state / "log", state / "shared"):
             directory.mkdir(parents=True, exist_ok=True)
-        state.chmod(0o711)
-        provider.chmod(0o700)
+        for secret in (state, provider):
+            secret.chmod(0o700)
         key = logins.key(provider / "key")
         ssh_config = "# Made by setup-env.py: ssh -F with this file reaches every instance.\n"
         supervisor = _SUPERVISOR.substitute(state=state, provider=provider)

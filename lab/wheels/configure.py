@@ -100,8 +100,7 @@ def configure(layout: Layout) -> bool:
     """
     for name in _DIRECTORIES:
         (layout.directory / name).mkdir(parents=True, exist_ok=True)
-    for secret in (layout.etc, layout.data, layout.run):
-        secret.chmod(0o700)
+    layout.directory.chmod(0o700)
     context: dict[str, object] = {
         "spec": layout.spec,
         "layout": layout,
