@@ -115,6 +115,8 @@ def configure(layout: Layout) -> bool:
     put(layout.etc / "glance" / "glance-image-import.conf", "")
     put(layout.etc / "rabbitmq" / "enabled_plugins", "[].\n")
     put(layout.etc / "rabbitmq" / "rabbitmq-env.conf", "")
+    # The one that Erlang would make is weak.
+    put(layout.data / "rabbitmq" / ".erlang.cookie", layout.spec.passwords["erlang"])
     for template, target in _FILES.items():
         if template != "supervisord.conf":
             put(layout.directory / target, _render(template, context))

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: The accounts that an instance has a generated password for.
+#: The accounts that an instance has a generated password for; ``erlang`` is RabbitMQ's cookie.
 ACCOUNTS = (
     "admin",
     "demo",
     "database",
     "messaging",
+    "erlang",
     "glance",
     "nova",
     "placement",
@@ -57,5 +58,6 @@ class Spec:
     @property
     def resources(self) -> str:
         """A digest of all that decides which users, flavors, networks and images there are."""
-        parts = (self.name, self.address, self.passwords, self.flavors, self.networks, self.image)
+        accounts = {name: word for name, word in self.passwords.items() if name != "erlang"}
+        parts = (self.name, self.address, accounts, self.flavors, self.networks, self.image)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
