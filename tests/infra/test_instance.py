@@ -11,6 +11,10 @@ import pytest
 from testinfra.host import Host
 
 from lab.description import Instance
+from lab.providers.local import SSH_PORT
+from lab.stacks.wheels import _spec
+from lab.wheels.layout import Layout
+from lab.wheels.programs import programs
 from tests.conftest import ROOT, RunningLab
 
 PORTS = {
@@ -82,6 +86,16 @@ def test_a_service_listens_on_the_address_of_its_instance(
 def test_no_service_listens_on_every_address(host: Host, service: str) -> None:
     listening = host.socket.get_listening_sockets()
     assert f"tcp://0.0.0.0:{PORTS[service]}" not in listening
+
+
+def test_up_knows_every_port_that_an_instance_listens_on(
+    host: Host, lab: RunningLab, instance: Instance
+) -> None:
+    layout = Layout(_spec(lab.description, lab.host(instance.name)))
+    known = {port for program in programs(layout) for _, port in program.listens}
+    lines = host.check_output(f"ss -Hltn src {instance.address}").splitlines()
+    found = {int(line.split()[3].rpartition(":")[2]) for line in lines}
+    assert found - {22, SSH_PORT} == known
 
 
 def test_haproxy_accepts_its_configuration_without_a_warning(host: Host, directory: Path) -> None:

@@ -34,7 +34,7 @@ def _kill(shell: Shell, program: str) -> None:
 
 
 def _up(lab: RunningLab, after: str) -> None:
-    """Bring the lab up, which has to leave every program running, and each one once."""
+    """Bring the lab up, which has to leave every program running."""
     started = time.monotonic()
     lab.setup_env("up", "--no-attach")
     print(f"up after {after}: {time.monotonic() - started:.1f} s")
@@ -43,14 +43,15 @@ def _up(lab: RunningLab, after: str) -> None:
         states = {service["name"]: service["state"] for service in instance["services"]}
         stopped = {name: state for name, state in states.items() if state != "running"}
         assert not stopped, f"{instance['name']} after {after}"
+
+
+def _check_all(lab: RunningLab, shell: Shell) -> None:
+    """No port has two programs, and instances work together."""
     for name in lab.description.names:
         address = str(lab.description.instance(name).address)
         lines = lab.ssh(name, "ss", "-Hltn", "src", address).stdout.splitlines()
         listeners = Counter(line.split()[3] for line in lines)
-        assert set(listeners.values()) == {1}, f"{name} after {after}"
-
-
-def _create_a_server(shell: Shell) -> None:
+        assert set(listeners.values()) == {1}, name
     server = shell.json(
         "server create test-chaos --image cirros --flavor m1.tiny --network private --wait"
         """ --scope '{"image": "InstanceTwo"}'"""
@@ -66,7 +67,7 @@ def test_up_mends_an_instance_whichever_of_its_programs_was_killed(
     for program in chance.sample(programs, len(programs)):
         _kill(one, program)
         _up(lab, f"a kill of {program}")
-    _create_a_server(one)
+    _check_all(lab, one)
 
 
 def _halt(lab: RunningLab, two: Shell) -> None:
@@ -99,4 +100,4 @@ def test_up_continues_where_one_up_after_another_was_killed(
         killed.wait()
         print(f"killed an up after {moment:.2f} s")
     _up(lab, "ten that were killed")
-    _create_a_server(one)
+    _check_all(lab, one)
