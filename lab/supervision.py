@@ -146,12 +146,12 @@ class Supervisor:
         """The state of every program, in supervisor's words; empty when nothing runs."""
         return {str(row["name"]): str(row["statename"]) for row in self._rows()}
 
-    def unsettled(self) -> dict[str, str]:
-        """The state of every program that does not run, or only since a moment ago."""
+    def settled(self) -> set[str]:
+        """The programs that run, and not only since a moment ago."""
         return {
-            str(row["name"]): str(row["statename"])
+            str(row["name"])
             for row in self._rows()
-            if row["statename"] != "RUNNING" or row["now"] - row["start"] < _SETTLED
+            if row["statename"] == "RUNNING" and row["now"] - row["start"] >= _SETTLED
         }
 
     def _rows(self) -> list[dict[str, Any]]:

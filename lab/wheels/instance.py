@@ -20,15 +20,15 @@ from lab.supervision import Supervisor
 from lab.wheels import configure, database, launch
 from lab.wheels.forkserver import KINDS, retire
 from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
-from lab.wheels.programs import fork_servers, programs, service_environment
+from lab.wheels.programs import Program, fork_servers, programs, service_environment
 from openstackoid.proxy.config import ProxyError, peer_states, reload
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.
 PATIENCE = 180
 #: Seconds in which all programs have to run and go on running, once they have answered.
 _SETTLING = 60
-#: Seconds in which a port becomes free when what had it was stopped.
-_CLOSING = 3
+#: Seconds in which a port becomes free when what had it was stopped, or ours counts as settled.
+_CLOSING = 4
 
 _BACKING = ("epmd", "rabbitmq", "haproxy")
 _LAST = "nova-compute"
@@ -131,21 +131,26 @@ class Instance:
 
         :raises InstanceError: naming each port that another program has.
         """
-        states = self.supervisor.states()
-        wanted = [
-            place
-            for program in programs(self.layout)
-            if states.get(program.name) not in {"RUNNING", "STARTING"}
-            for place in program.listens
-        ]
         deadline = time.monotonic() + _CLOSING
-        while taken := {place: who for place in wanted if (who := ports.taker(*place))}:
+        while taken := self._taken():
             if time.monotonic() > deadline:
-                said = ", ".join(
-                    f"{address}:{port} is taken by {who}" for (address, port), who in taken.items()
+                raise InstanceError(
+                    f"{', '.join(taken)}: stop that, or change the address in lab.yaml"
                 )
-                raise InstanceError(f"{said}: stop that, or change the address in lab.yaml")
             time.sleep(0.1)
+
+    def _taken(self) -> list[str]:
+        """Each port of ours that is taken; a program of ours that has settled has its own."""
+        return [
+            f"{address}:{port} is taken by {who}"
+            for program in self._unsettled()
+            for address, port in program.listens
+            if (who := ports.taker(address, port))
+        ]
+
+    def _unsettled(self) -> list[Program]:
+        settled = self.supervisor.settled()
+        return [program for program in programs(self.layout) if program.name not in settled]
 
     def _start_services(self, complete: bool) -> None:
         names = [program.name for program in programs(self.layout)]
@@ -231,25 +236,28 @@ class Instance:
         :raises InstanceError: naming one that does not.
         """
         deadline = time.monotonic() + _SETTLING
-        while unsettled := self.supervisor.unsettled():
-            name, state = next(iter(unsettled.items()))
-            if state == "FATAL" or time.monotonic() > deadline:
-                log = self.layout.log / f"{name}.log"
-                raise InstanceError(f"{name} does not go on running ({state}; log: {log})")
+        while late := self._unsettled():
+            name = late[0].name
+            self._give_up(name, self.supervisor.states().get(name), deadline)
             time.sleep(0.1)
-        if not self.supervisor.running():
-            raise InstanceError(f"supervisord has ended (log: {self.layout.log}/supervisord.log)")
 
     def _wait(self, program: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            state = self.supervisor.states().get(program)
-            if state in {"FATAL", None} or time.monotonic() > deadline:
-                log = self.layout.log / f"{program}.log"
-                raise InstanceError(
-                    f"{program} does not come up ({state or 'no supervisord'}; log: {log})"
-                )
+            self._give_up(program, self.supervisor.states().get(program), deadline)
             time.sleep(0.1)
+
+    def _give_up(self, program: str, state: str | None, deadline: float) -> None:
+        """Go on waiting for *program*, unless that is in vain.
+
+        :raises InstanceError: naming it and its log.
+        """
+        if state not in {"FATAL", None} and time.monotonic() < deadline:
+            return
+        log = self.layout.log / f"{program}.log"
+        raise InstanceError(
+            f"{program} does not come up ({state or 'supervisord has ended'}; log: {log})"
+        )
 
     def _connects(self, port: int) -> Callable[[], bool]:
         import socket  # noqa: PLC0415
