@@ -21,9 +21,9 @@ SEED = int(os.environ.get("OPENSTACKOID_CHAOS_SEED", time.time_ns() % 2**32))
 
 
 @pytest.fixture
-def chance() -> random.Random:
+def chance(request: pytest.FixtureRequest) -> random.Random:
     print(f"OPENSTACKOID_CHAOS_SEED={SEED}")
-    return random.Random(SEED)
+    return random.Random(f"{SEED} {request.node.name}")
 
 
 def _kill(shell: Shell, program: str) -> None:
