@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 from supervisor.xmlrpc import Faults, SupervisorTransport
+
+from lab import processes
 
 #: Seconds within which supervisord, and then each of its programs, has to run or to end.
 PATIENCE = 60
+
+#: Seconds that a program has to run before it counts as one that goes on running.
+_SETTLED = 3
 
 _ALIVE = frozenset({"STARTING", "RUNNING", "BACKOFF", "STOPPING"})
 
@@ -33,6 +39,10 @@ class Supervisor:
         self._socket = socket
         self._configuration = configuration
         self._output = output
+
+    @property
+    def _arguments(self) -> list[str]:
+        return ["-m", "supervisor.supervisord", "-c", str(self._configuration)]
 
     @property
     def _rpc(self) -> Any:  # noqa: ANN401 - its methods are whatever supervisord offers
@@ -58,7 +68,7 @@ class Supervisor:
             self._update()
             return
         self._socket.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._configuration)]
+        command = [sys.executable, *self._arguments]
         with self._output.open("w") as log:
             status = subprocess.run(
                 command,
@@ -82,10 +92,49 @@ class Supervisor:
         for name in (*added, *changed):
             self._rpc.addProcessGroup(name)
 
+    def stop_leftovers(self) -> None:
+        """Stop what another supervisord with this configuration has left; it may be alive.
+
+        :raises SupervisionError: when something does not end, not even killed.
+        """
+        # Not once only: what is asked to end may start something before it does.
+        for _ in range(5):
+            left = self._leftovers()
+            if not left:
+                return
+            processes.stop(left)
+        pids = ", ".join(str(process.pid) for process in left)
+        raise SupervisionError(f"processes {pids} of an earlier start do not end, not even killed")
+
+    def _leftovers(self) -> list[psutil.Process]:
+        """The supervisords of this configuration, and their programs, but for the one we reach."""
+        reached = int(self._rpc.getPID()) if self.running() else 0
+        return [
+            process
+            for process in psutil.process_iter()
+            if self._is_ours(process) and not (reached and _is_below(process, reached))
+        ]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            environment = process.environ()
+            # A fork server has the environment of the program that asked for it first, but serves
+            # all instances (lab.wheels.launch). A program that it forked ends with its launcher.
+            started = (
+                environment.get("SUPERVISOR_SERVER_URL") == f"unix://{self._socket}"
+                and "SPT_NOENV" not in environment
+            )
+            return started or process.cmdline()[1:] == self._arguments
+        except psutil.Error:
+            return False
+
     def ensure(self, names: Iterable[str]) -> None:
         """Start those of the programs *names* that do not run; does not wait for them."""
         states = self.states()
         for name in names:
+            if states.get(name) == "BACKOFF":
+                # Supervisor would wait, ever longer, before it tries again.
+                self.stop_program(name)
             if states.get(name) not in {"RUNNING", "STARTING"}:
                 try:
                     self._rpc.startProcess(name, False)
@@ -95,11 +144,21 @@ class Supervisor:
 
     def states(self) -> dict[str, str]:
         """The state of every program, in supervisor's words; empty when nothing runs."""
+        return {str(row["name"]): str(row["statename"]) for row in self._rows()}
+
+    def settled(self) -> set[str]:
+        """The programs that run, and not only since a moment ago."""
+        return {
+            str(row["name"])
+            for row in self._rows()
+            if row["statename"] == "RUNNING" and row["now"] - row["start"] >= _SETTLED
+        }
+
+    def _rows(self) -> list[dict[str, Any]]:
         try:
-            rows = cast("list[dict[str, Any]]", self._rpc.getAllProcessInfo())
+            return cast("list[dict[str, Any]]", self._rpc.getAllProcessInfo())
         except (OSError, xmlrpc.client.Fault):
-            return {}
-        return {str(row["name"]): str(row["statename"]) for row in rows}
+            return []
 
     def pid(self, name: str) -> int:
         """The process of the program *name*; 0 when it does not run."""
@@ -137,6 +196,13 @@ class Supervisor:
 
     def _alive(self) -> set[str]:
         return {name for name, state in self.states().items() if state in _ALIVE}
+
+
+def _is_below(process: psutil.Process, ancestor: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return ancestor in (process.pid, *(parent.pid for parent in process.parents()))
+    # It has ended.
+    return True
 
 
 def _wait(condition: Callable[[], bool], what: str) -> None:

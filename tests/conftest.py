@@ -32,6 +32,11 @@ class RunningLab:
     def ssh_config(self) -> Path:
         return self.description.state / "ssh_config"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What ``setup-env.py`` gets from us: nothing of another lab or cloud."""
+        return _environment(self.tmux_socket)
+
     def host(self, name: str) -> Host:
         """Where the instance *name* lives, as its provider says."""
         return next(host for host in provider(self.description).hosts() if host.name == name)
@@ -77,11 +82,9 @@ def end_tmux(socket: str) -> None:
 def _setup_env(
     *arguments: str, socket: str, stdin: str = "", check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    unwanted = ("OS_", LAB_MARK, INSTANCE_MARK)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     done = subprocess.run(
         [str(ROOT / "setup-env.py"), *arguments],
-        env={**environment, SOCKET_VARIABLE: socket},
+        env=_environment(socket),
         input=stdin,
         capture_output=True,
         text=True,
@@ -94,6 +97,12 @@ def _setup_env(
             pytrace=False,
         )
     return done
+
+
+def _environment(socket: str) -> dict[str, str]:
+    unwanted = ("OS_", LAB_MARK, INSTANCE_MARK)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+    return {**environment, SOCKET_VARIABLE: socket}
 
 
 def _names_up(socket: str) -> set[str]:

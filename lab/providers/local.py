@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lab import processes
+from lab import ports, processes
 from lab.bootstrap import base_python
 from lab.description import Instance, Lab
 from lab.errors import LabError
@@ -189,7 +189,7 @@ class Local(Provider):
         return [
             Finding(
                 f"{one.address}:{SSH_PORT} for {one.name}",
-                self.is_up(one.name) or _taker(str(one.address)) is None,
+                self.is_up(one.name) or ports.taker(str(one.address), SSH_PORT) is None,
                 "stop what listens there, or change the address in lab.yaml",
             )
             for one in self.lab.instances
@@ -235,8 +235,8 @@ class Local(Provider):
         state, provider = self.lab.state, self._directory
         for directory in (state, provider, state / "log", state / "shared"):
             directory.mkdir(parents=True, exist_ok=True)
-        state.chmod(0o711)
-        provider.chmod(0o700)
+        for secret in (state, provider):
+            secret.chmod(0o700)
         key = logins.key(provider / "key")
         ssh_config = "# Made by setup-env.py: ssh -F with this file reaches every instance.\n"
         supervisor = _SUPERVISOR.substitute(state=state, provider=provider)
@@ -290,7 +290,7 @@ class Local(Provider):
     def _start(self, instance: Instance) -> None:
         address = str(instance.address)
         if not self._supervisor.pid(instance.name):
-            taker = _taker(address)
+            taker = ports.taker(address, SSH_PORT)
             if taker is not None:
                 raise LabError(
                     f"{instance.name}: {address}:{SSH_PORT} is taken by {taker}: stop that, or "
@@ -359,31 +359,6 @@ def _greets(address: str) -> bool:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
-
-
-def _taker(address: str) -> str | None:
-    """Who listens on the ssh port of *address* already, or None."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, SSH_PORT))
-        except OSError:
-            return _listener(address) or "another program"
-    return None
-
-
-def _listener(address: str) -> str | None:
-    for connection in psutil.net_connections("tcp4"):
-        where = connection.laddr
-        if (
-            connection.status == psutil.CONN_LISTEN
-            and where
-            and where.port == SSH_PORT
-            and where.ip in (address, "0.0.0.0")  # noqa: S104 - compared with, not bound to
-            and connection.pid
-        ):
-            return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-    return None
 
 
 def _root_is_locked() -> bool:

@@ -244,8 +244,8 @@ def _make_user(administrator: Administrator, name: str, key: str, *, may_become_
         )
     # DevStack's services run as others, who pass through here.
     administrator.run(["chmod", "0755", HOME])
-    for directory, mode in ((".ssh", "0700"), ("instance", "0755"), ("shared", "0755")):
-        administrator.run(["install", "-d", "-m", mode, "-o", USER, HOME / directory])
+    for directory in (".ssh", "instance", "shared"):
+        administrator.run(["install", "-d", "-m", "0700", "-o", USER, HOME / directory])
     login = HOME / "instance" / "login"
     administrator.write(login, logins.login(name, login.parent), "0755", USER)
     administrator.write(login.with_name("bashrc"), logins.bashrc(name), "0644", USER)

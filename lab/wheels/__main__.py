@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def _step(title: str) -> Iterator[None]:
 
 def main() -> int:
     """Do what the one argument says."""
+    # What an instance writes, its logs too, is for its user only.
+    os.umask(0o077)
     instance = Instance(
         Layout(Spec.from_json(sys.stdin.read())), _step, lambda text: _say(note=text)
     )

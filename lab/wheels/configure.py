@@ -109,8 +109,7 @@ def configure(layout: Layout) -> bool:
     """
     for name in _DIRECTORIES:
         (layout.directory / name).mkdir(parents=True, exist_ok=True)
-    for secret in (layout.etc, layout.data, layout.run):
-        secret.chmod(0o700)
+    layout.directory.chmod(0o700)
     context: dict[str, object] = {
         "spec": layout.spec,
         "layout": layout,
@@ -125,6 +124,8 @@ def configure(layout: Layout) -> bool:
     put(layout.etc / "glance" / "glance-image-import.conf", "")
     put(layout.etc / "rabbitmq" / "enabled_plugins", "[].\n")
     put(layout.etc / "rabbitmq" / "rabbitmq-env.conf", "")
+    # The one that Erlang would make is weak.
+    put(layout.data / "rabbitmq" / ".erlang.cookie", layout.spec.passwords["erlang"])
     for template, target in _FILES.items():
         if template != "supervisord.conf":
             put(layout.directory / target, _render(template, context))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 import urllib.error
@@ -14,16 +15,20 @@ from pathlib import Path
 import amqp
 import pymysql
 
-from lab import image
+from lab import image, ports
 from lab.supervision import Supervisor
 from lab.wheels import configure, database, launch
 from lab.wheels.forkserver import KINDS, retire
 from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
-from lab.wheels.programs import fork_servers, programs, service_environment
+from lab.wheels.programs import Program, fork_servers, programs, service_environment
 from openstackoid.proxy.config import ProxyError, peer_states, reload
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.
 PATIENCE = 180
+#: Seconds in which all programs have to run and go on running, once they have answered.
+_SETTLING = 60
+#: Seconds in which a port becomes free when what had it was stopped, or ours counts as settled.
+_CLOSING = 4
 
 _BACKING = ("epmd", "rabbitmq", "haproxy")
 _LAST = "nova-compute"
@@ -55,8 +60,12 @@ class Instance:
     def up(self) -> None:
         """Bring it up; what runs already stays as it is.
 
-        :raises InstanceError: naming the program that does not come up.
+        :raises InstanceError: naming the program that does not come up, or who has its port.
         """
+        with self._alone():
+            self._up()
+
+    def _up(self) -> None:
         ready = self.layout.data / "ready"
         resources = self.layout.spec.resources
         complete = ready.exists() and ready.read_text() == resources
@@ -68,13 +77,16 @@ class Instance:
             with self._step("accounts, flavors, networks and image"):
                 self._fill()
                 configure.put(ready, resources)
+        self._settle()
 
     def halt(self) -> None:
         """Stop everything in order; what is stopped already is no error."""
         backing = {"mariadb", *_BACKING}
         names = [program.name for program in programs(self.layout) if program.name not in backing]
-        self.supervisor.stop(names)
-        retire(Path(self._servers))
+        with self._alone():
+            self.supervisor.stop(names)
+            self.supervisor.stop_leftovers()
+            retire(Path(self._servers))
 
     def peers(self) -> dict[str, str]:
         """The proxy's view of each peer; empty when it does not run."""
@@ -83,7 +95,17 @@ class Instance:
         except ProxyError:
             return {}
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until nobody else changes the instance: an `up` that lost its caller goes on."""
+        self.layout.run.mkdir(parents=True, exist_ok=True)
+        with (self.layout.run / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _start_backing(self, complete: bool) -> None:
+        self.supervisor.stop_leftovers()
+        self._check_ports()
         Path(self._servers).mkdir(parents=True, exist_ok=True)
         # Those first that the others wait for.
         launch.spawn(self._servers, *(kind for kind in KINDS if kind != "client" or not complete))
@@ -103,6 +125,32 @@ class Instance:
             reload(self.supervisor.pid("haproxy"), configure.proxy(self.layout).socket)
         self._wait("mariadb", self._connects(DATABASE_PORT))
         self._wait("haproxy", self._connects(PROXY_PORT))
+
+    def _check_ports(self) -> None:
+        """Make sure that the programs that do not run yet will have their ports.
+
+        :raises InstanceError: naming each port that another program has.
+        """
+        deadline = time.monotonic() + _CLOSING
+        while taken := self._taken():
+            if time.monotonic() > deadline:
+                raise InstanceError(
+                    f"{', '.join(taken)}: stop that, or change the address in lab.yaml"
+                )
+            time.sleep(0.1)
+
+    def _taken(self) -> list[str]:
+        """Each port of ours that is taken; a program of ours that has settled has its own."""
+        return [
+            f"{address}:{port} is taken by {who}"
+            for program in self._unsettled()
+            for address, port in program.listens
+            if (who := ports.taker(address, port))
+        ]
+
+    def _unsettled(self) -> list[Program]:
+        settled = self.supervisor.settled()
+        return [program for program in programs(self.layout) if program.name not in settled]
 
     def _start_services(self, complete: bool) -> None:
         names = [program.name for program in programs(self.layout)]
@@ -182,14 +230,34 @@ class Instance:
             command = " ".join(argv[:2])
             raise InstanceError(f"{command} failed with status {status} (log: {path})")
 
+    def _settle(self) -> None:
+        """Wait until every program runs and goes on running.
+
+        :raises InstanceError: naming one that does not.
+        """
+        deadline = time.monotonic() + _SETTLING
+        while late := self._unsettled():
+            name = late[0].name
+            self._give_up(name, self.supervisor.states().get(name), deadline)
+            time.sleep(0.1)
+
     def _wait(self, program: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            state = self.supervisor.states().get(program)
-            if state == "FATAL" or time.monotonic() > deadline:
-                log = self.layout.log / f"{program}.log"
-                raise InstanceError(f"{program} does not come up ({state}; log: {log})")
+            self._give_up(program, self.supervisor.states().get(program), deadline)
             time.sleep(0.1)
+
+    def _give_up(self, program: str, state: str | None, deadline: float) -> None:
+        """Go on waiting for *program*, unless that is in vain.
+
+        :raises InstanceError: naming it and its log.
+        """
+        if state not in {"FATAL", None} and time.monotonic() < deadline:
+            return
+        log = self.layout.log / f"{program}.log"
+        raise InstanceError(
+            f"{program} does not come up ({state or 'supervisord has ended'}; log: {log})"
+        )
 
     def _connects(self, port: int) -> Callable[[], bool]:
         import socket  # noqa: PLC0415

@@ -6,11 +6,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab.wheels import launch
-from lab.wheels.layout import Layout
+from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 
 #: Where servers are that a user's PATH may not have.
 SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -22,7 +22,7 @@ class Program:
 
     ``files`` are the configuration files (below the instance's ``etc``) that it reads at its
     start: it restarts when they change. ``patience`` is how many seconds it has to end; nova waits
-    ten for threads that sleep.
+    ten for threads that sleep. ``listens`` are the addresses and ports that it has for itself.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     patience: int = 15
+    listens: tuple[tuple[str, int], ...] = ()
 
     @property
     def command_line(self) -> str:
@@ -60,12 +61,15 @@ def _mariadb(layout: Layout) -> Program:
         executable("mariadbd"),
         f"--defaults-file={layout.etc / 'mariadb.cnf'}",
     )
-    return Program("mariadb", command, files=("mariadb.cnf", "accounts.sql"))
+    listens = ((layout.spec.address, DATABASE_PORT),)
+    return Program("mariadb", command, files=("mariadb.cnf", "accounts.sql"), listens=listens)
 
 
 def _epmd(layout: Layout) -> Program:
     command = ("epmd", "-port", str(layout.epmd_port), "-address", layout.spec.address)
-    return Program("epmd", command)
+    # On 127.0.0.1 it listens in any case.
+    listens = tuple((address, layout.epmd_port) for address in (layout.spec.address, "127.0.0.1"))
+    return Program("epmd", command, listens=listens)
 
 
 def _rabbitmq(layout: Layout) -> Program:
@@ -84,16 +88,24 @@ def _rabbitmq(layout: Layout) -> Program:
         "ERL_EPMD_ADDRESS": layout.spec.address,
         # One scheduler that sleeps when idle: a lab has many brokers and few cores.
         "ERL_AFLAGS": f"-kernel inet_dist_use_interface {{{interface}}} +S 1:1 +sbwt none",
+        # The script becomes Erlang. Otherwise Erlang lives on when the script is killed.
+        "RUNNING_UNDER_SYSTEMD": "true",
     }
     # Not the wrapper in PATH: it insists on the user rabbitmq.
     server = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-    return Program("rabbitmq", (server,), environment, files=("rabbitmq/rabbitmq.conf",))
+    return Program(
+        "rabbitmq",
+        (server,),
+        environment,
+        files=("rabbitmq/rabbitmq.conf",),
+        listens=tuple((layout.spec.address, port) for port in (MESSAGING_PORT, layout.erlang_port)),
+    )
 
 
 def _haproxy(layout: Layout) -> Program:
     configuration = str(layout.etc / "proxy" / "haproxy.cfg")
     command = (executable("haproxy"), "-W", "-db", "-f", configuration)
-    return Program("haproxy", command)
+    return Program("haproxy", command, listens=((layout.spec.address, PROXY_PORT),))
 
 
 def _service(layout: Layout, kind: str, name: str, entry: str, *argv: str) -> Program:
@@ -121,7 +133,8 @@ def _service(layout: Layout, kind: str, name: str, entry: str, *argv: str) -> Pr
 def _api(layout: Layout, kind: str, name: str, module: str, service_type: str) -> Program:
     api = layout.api(service_type)
     argv = (module, api.prefix, layout.spec.address, str(api.port))
-    return _service(layout, kind, name, "lab.wheels.wsgi:serve", *argv)
+    service = _service(layout, kind, name, "lab.wheels.wsgi:serve", *argv)
+    return replace(service, listens=((layout.spec.address, api.port),))
 
 
 def _nova(layout: Layout, name: str) -> Program:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: The accounts that an instance has a generated password for.
+#: The accounts that an instance has a generated password for; ``erlang`` is RabbitMQ's cookie.
 ACCOUNTS = (
     "admin",
     "demo",
     "database",
     "messaging",
+    "erlang",
     "glance",
     "nova",
     "placement",

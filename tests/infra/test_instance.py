@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 from testinfra.host import Host
 
 from lab.description import Instance
+from lab.providers.local import SSH_PORT
+from lab.stacks.wheels import _spec
+from lab.wheels.layout import Layout
+from lab.wheels.programs import programs
 from tests.conftest import ROOT, RunningLab
 
 PORTS = {
@@ -83,6 +88,16 @@ def test_no_service_listens_on_every_address(host: Host, service: str) -> None:
     assert f"tcp://0.0.0.0:{PORTS[service]}" not in listening
 
 
+def test_up_knows_every_port_that_an_instance_listens_on(
+    host: Host, lab: RunningLab, instance: Instance
+) -> None:
+    layout = Layout(_spec(lab.description, lab.host(instance.name)))
+    known = {port for program in programs(layout) for _, port in program.listens}
+    lines = host.check_output(f"ss -Hltn src {instance.address}").splitlines()
+    found = {int(line.split()[3].rpartition(":")[2]) for line in lines}
+    assert found - {22, SSH_PORT} == known
+
+
 def test_haproxy_accepts_its_configuration_without_a_warning(host: Host, directory: Path) -> None:
     check = host.run("/usr/sbin/haproxy -c -f %s", str(directory / "etc/proxy/haproxy.cfg"))
     assert check.rc == 0
@@ -108,9 +123,28 @@ def test_keystone_has_no_public_endpoint_that_would_drop_the_scope(
     assert not configuration.contains("^public_endpoint")
 
 
-@pytest.mark.parametrize("secret", ["etc", "data"])
+@pytest.mark.parametrize("secret", [".", "etc", "data"])
 def test_what_is_secret_is_closed_to_others(host: Host, directory: Path, secret: str) -> None:
     assert host.file(str(directory / secret)).mode & 0o077 == 0
+
+
+def test_what_programs_write_is_closed_to_others(host: Host, directory: Path) -> None:
+    # MariaDB decides by itself; all that it writes is below data and run.
+    names = [program for program in PROGRAMS if program != "mariadb"]
+    pids = f"$(supervisorctl -c {directory}/etc/supervisord.conf pid {' '.join(names)})"
+    masks = host.check_output(f"for pid in {pids}; do grep Umask /proc/$pid/status; done")
+    assert masks.splitlines() == ["Umask:\t0077"] * len(names)
+
+
+def test_rabbitmq_runs_without_a_script_that_it_would_outlive(host: Host, directory: Path) -> None:
+    pid = host.check_output(f"supervisorctl -c {directory}/etc/supervisord.conf pid rabbitmq")
+    assert host.file(f"/proc/{pid}/comm").content_string == "beam.smp\n"
+
+
+def test_rabbitmq_has_a_cookie_that_erlang_did_not_make(host: Host, directory: Path) -> None:
+    cookie = host.file(str(directory / "data/rabbitmq/.erlang.cookie"))
+    assert re.fullmatch("[0-9a-f]{32}", cookie.content_string)
+    assert cookie.mode & 0o077 == 0
 
 
 def test_the_passwords_of_clients_are_closed_to_others(

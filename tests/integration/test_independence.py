@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
-import subprocess
+import os
+import re
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -16,8 +17,9 @@ import psutil
 import pytest
 
 from lab import processes
+from lab.providers import provider
 from openstackoid.scope import Scope
-from tests.conftest import ROOT, RunningLab
+from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 
 
@@ -131,19 +133,20 @@ def test_up_brings_an_instance_back_whose_processes_were_all_killed(
     two.openstack(f"server delete {server['id']} --wait")
 
 
-@pytest.mark.parametrize("seconds", [1, 4, 8])
-def test_up_continues_where_an_up_was_killed(lab: RunningLab, two: Shell, seconds: float) -> None:
-    lab.setup_env("halt", "InstanceTwo")
-    killed = subprocess.Popen(
-        [str(ROOT / "setup-env.py"), "up", "--no-attach", "InstanceTwo"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    time.sleep(seconds)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    lab.setup_env("up", "--no-attach")
-    assert two.openstack("image list -f value -c Name") == "cirros"
+@pytest.mark.usefixtures("two_halted")
+def test_taken_ports_are_named_with_who_has_them_and_soon(lab: RunningLab) -> None:
+    if not provider(lab.description).is_here:
+        pytest.skip("this machine has none of the instance's ports")
+    address = str(lab.description.instance("InstanceTwo").address)
+    started = time.monotonic()
+    with socket.create_server((address, 3306)), socket.create_server((address, 9696)):
+        refused = lab.setup_env("up", "--no-attach", check=False)
+    assert time.monotonic() - started < 10
+    assert refused.returncode == 1
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("error: InstanceTwo: ")
+    for port in (3306, 9696):
+        assert re.search(rf"{address}:{port} is taken by .* \(process {os.getpid()}\)", last)
 
 
 def test_status_tells_every_service_and_peer(lab: RunningLab) -> None:

@@ -272,6 +272,12 @@ def test_an_interrupt_ends_with_status_130_and_no_traceback(
     assert "Traceback" not in said
 
 
+def test_a_lab_is_closed_to_other_users(sandbox: Sandbox) -> None:
+    sandbox.ok("up", "--no-attach")
+    assert sandbox.state.stat().st_mode & 0o077 == 0
+    assert sandbox.ok("ssh", "InstanceOne", "--", "echo", "in") == "in\n"
+
+
 def test_a_taken_port_is_named_with_who_has_it(sandbox: Sandbox) -> None:
     with socket.socket() as taker:
         # An earlier test may have had this address, whose connections linger.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from lab import hypervisors
 from lab.description import Mirrors
 from lab.providers import provision
 from lab.providers.machines import Door
+from lab.providers.provision import Administrator
+from lab.ssh import Remote, Result
 
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = ("ssh-ed25519 AAAA", "ssh-rsa BBBB")
@@ -105,3 +108,30 @@ def test_a_hypervisor_without_its_device_does_not_work(
     assert not hypervisors.works("virtualbox")
     device.touch()
     assert hypervisors.works("virtualbox")
+
+
+class _Everything(Administrator):
+    """Finds everything, may do everything, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(Remote(Path("/nowhere"), "InstanceOne"))
+        self.told: list[list[str]] = []
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        stdin: str | None = None,
+        check: bool = True,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Result:
+        self.told.append([str(word) for word in argv])
+        return Result(0, "", "")
+
+
+def test_what_an_instance_keeps_on_a_machine_is_closed_to_other_users() -> None:
+    administrator = _Everything()
+    provision._make_user(administrator, "InstanceOne", KEYS[0], may_become_root=False)
+    for directory in (".ssh", "instance", "shared"):
+        made = ["install", "-d", "-m", "0700", "-o", "stack", f"/opt/stack/{directory}"]
+        assert made in administrator.told
+    assert ["chmod", "0755", "/opt/stack"] in administrator.told

@@ -1,0 +1,103 @@
+"""Whatever is killed, and whenever, the next ``up`` brings the lab back."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import ROOT, RunningLab
+from tests.infra.test_instance import PROGRAMS
+from tests.integration.conftest import Shell
+
+#: Where a run is to be repeated: the seed that it printed.
+SEED = int(os.environ.get("OPENSTACKOID_CHAOS_SEED", time.time_ns() % 2**32))
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    print(f"OPENSTACKOID_CHAOS_SEED={SEED}")
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+def _kill(shell: Shell, program: str) -> None:
+    """Kill *program* of the instance, or its ``supervisord``, as the kernel kills."""
+    name = "" if program == "supervisord" else program
+    pid = f"supervisorctl -c {shell.directory}/etc/supervisord.conf pid {name}"
+    shell.run("sh", "-c", f"kill -KILL $({pid})")
+
+
+def _up(lab: RunningLab, after: str) -> None:
+    """Bring the lab up, which has to leave every program running."""
+    started = time.monotonic()
+    lab.setup_env("up", "--no-attach")
+    print(f"up after {after}: {time.monotonic() - started:.1f} s")
+    status = json.loads(lab.setup_env("status", "--json").stdout)
+    for instance in status["instances"]:
+        states = {service["name"]: service["state"] for service in instance["services"]}
+        stopped = {name: state for name, state in states.items() if state != "running"}
+        assert not stopped, f"{instance['name']} after {after}"
+
+
+def _check_all(lab: RunningLab, shell: Shell) -> None:
+    """No port has two programs, and instances work together."""
+    for name in lab.description.names:
+        address = str(lab.description.instance(name).address)
+        lines = lab.ssh(name, "ss", "-Hltn", "src", address).stdout.splitlines()
+        listeners = Counter(line.split()[3] for line in lines)
+        assert set(listeners.values()) == {1}, name
+    server = shell.json(
+        "server create test-chaos --image cirros --flavor m1.tiny --network private --wait"
+        """ --scope '{"image": "InstanceTwo"}'"""
+    )
+    assert server["status"] == "ACTIVE"
+    shell.openstack(f"server delete {server['id']} --wait")
+
+
+def test_up_mends_an_instance_whichever_of_its_programs_was_killed(
+    lab: RunningLab, one: Shell, chance: random.Random
+) -> None:
+    programs = [*PROGRAMS, "epmd", "supervisord"]
+    for program in chance.sample(programs, len(programs)):
+        _kill(one, program)
+        _up(lab, f"a kill of {program}")
+    _check_all(lab, one)
+
+
+def _halt(lab: RunningLab, two: Shell) -> None:
+    lab.setup_env("halt", two.name)
+
+
+def _kill_supervisord(_lab: RunningLab, two: Shell) -> None:
+    _kill(two, "supervisord")
+
+
+@pytest.mark.parametrize("begin", [_halt, _kill_supervisord])
+def test_up_continues_where_one_up_after_another_was_killed(
+    lab: RunningLab,
+    one: Shell,
+    two: Shell,
+    chance: random.Random,
+    begin: Callable[[RunningLab, Shell], None],
+) -> None:
+    begin(lab, two)
+    for _ in range(10):
+        killed = subprocess.Popen(
+            [str(ROOT / "setup-env.py"), "up", "--no-attach"],
+            env=lab.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        moment = chance.uniform(0.2, 6)
+        time.sleep(moment)
+        killed.kill()
+        killed.wait()
+        print(f"killed an up after {moment:.2f} s")
+    _up(lab, "ten that were killed")
+    _check_all(lab, one)
