@@ -62,6 +62,9 @@ class Instance:
         complete = ready.exists() and ready.read_text() == resources
         with self._step("database, message queue and proxy"):
             self._start_backing(complete)
+        if not database.is_current(self.layout):
+            with self._step("databases' schema"):
+                self._migrate()
         with self._step("OpenStack services"):
             self._start_services(complete)
         if not complete:
@@ -71,9 +74,7 @@ class Instance:
 
     def halt(self) -> None:
         """Stop everything in order; what is stopped already is no error."""
-        backing = {"mariadb", *_BACKING}
-        names = [program.name for program in programs(self.layout) if program.name not in backing]
-        self.supervisor.stop(names)
+        self.supervisor.stop(self._services())
         retire(Path(self._servers))
 
     def peers(self) -> dict[str, str]:
@@ -103,6 +104,16 @@ class Instance:
             reload(self.supervisor.pid("haproxy"), configure.proxy(self.layout).socket)
         self._wait("mariadb", self._connects(DATABASE_PORT))
         self._wait("haproxy", self._connects(PROXY_PORT))
+
+    def _services(self) -> list[str]:
+        """The programs of OpenStack: they end before what they need."""
+        backing = {"mariadb", *_BACKING}
+        return [program.name for program in programs(self.layout) if program.name not in backing]
+
+    def _migrate(self) -> None:
+        for name in self._services():
+            self.supervisor.stop_program(name)
+        database.migrate(self.layout)
 
     def _start_services(self, complete: bool) -> None:
         names = [program.name for program in programs(self.layout)]
