@@ -196,8 +196,8 @@ class Instance:
     def _wait(self, program: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            state = self.supervisor.states().get(program)
-            if state == "FATAL" or time.monotonic() > deadline:
+            state = self.supervisor.states().get(program, "without supervisord")
+            if state in ("FATAL", "without supervisord") or time.monotonic() > deadline:
                 log = self.layout.log / f"{program}.log"
                 raise InstanceError(f"{program} does not come up ({state}; log: {log})")
             time.sleep(0.1)
