@@ -12,23 +12,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lab.image import PLACEHOLDER, disk_format, obtain
 
 if TYPE_CHECKING:
     from openstack.connection import Connection
+    from openstack.identity.v3._proxy import Proxy as IdentityProxy
 
 
 @dataclass(frozen=True)
 class Offers:
     """*flavors* have ``name``, ``vcpus``, ``ram`` (MiB) and ``disk`` (GiB); *networks* have
-    ``name`` and ``cidr``; *image* has ``name`` and ``url`` (or None for a placeholder).
+    ``name`` and ``cidr``; *image* has ``name`` and ``url`` (or None for a placeholder). *member*,
+    if any, is a user of the project ``demo`` and has ``name`` and ``password``.
     """
 
     flavors: Sequence[Mapping[str, Any]]
     networks: Sequence[Mapping[str, Any]]
     image: Mapping[str, Any]
+    member: Mapping[str, str] | None = None
 
     def to_json(self) -> str:
         """One line of JSON, for standard input."""
@@ -43,6 +46,8 @@ def create(cloud: Connection, offers: Offers, file: Path) -> None:
     for network in offers.networks:
         _network(cloud, network["name"], network["cidr"])
     _image(cloud, offers.image["name"], file)
+    if offers.member:
+        _member(cloud, **offers.member)
 
 
 def _network(cloud: Connection, name: str, cidr: str) -> None:
@@ -75,6 +80,16 @@ def _image(cloud: Connection, name: str, file: Path) -> None:
         validate_checksum=False,
         meta=dict(properties),
     )
+
+
+def _member(cloud: Connection, name: str, password: str) -> None:
+    identity = cast("IdentityProxy", cloud.identity)
+    project = identity.find_project("demo") or identity.create_project(name="demo")
+    user = identity.find_user(name) or identity.create_user(
+        name=name, password=password, default_project_id=project.id
+    )
+    role = identity.find_role("member", ignore_missing=False)
+    identity.assign_project_role_to_user(project, user, role)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import subprocess
 import sys
 import time
@@ -10,23 +11,34 @@ import xmlrpc.client
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
+from xml.parsers.expat import ExpatError
 
 import psutil
-from supervisor.xmlrpc import Faults, SupervisorTransport
+from supervisor.xmlrpc import Faults, SupervisorTransport, UnixStreamHTTPConnection
 
 from lab import processes
+from lab.errors import LabError
 
-#: Seconds within which supervisord, and then each of its programs, has to run or to end.
+#: Seconds within which supervisord has to answer, and each of its programs to run or to end.
 PATIENCE = 60
 
 #: Seconds that a program has to run before it counts as one that goes on running.
 _SETTLED = 3
 
 _ALIVE = frozenset({"STARTING", "RUNNING", "BACKOFF", "STOPPING"})
+#: How nobody is there, and how somebody fails who is.
+_ABSENT = (FileNotFoundError, ConnectionRefusedError)
+_UNWELL = (OSError, xmlrpc.client.Error, http.client.HTTPException, ExpatError)
 
 
-class SupervisionError(Exception):
-    """A program that does not start or stop; its text names it and its log."""
+class SupervisionError(LabError):
+    """A program that does not start or stop, or supervisord itself; its text names it and a log."""
+
+
+class _Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(PATIENCE)
 
 
 class Supervisor:
@@ -48,14 +60,20 @@ class Supervisor:
     def _rpc(self) -> Any:  # noqa: ANN401 - its methods are whatever supervisord offers
         """A new connection each time: supervisor's transport does not survive a refused one."""
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
+        transport._get_connection = self._connection
         # The URL is never used: the transport knows the socket.
         return xmlrpc.client.ServerProxy("http://supervisor", transport=transport).supervisor
+
+    def _connection(self) -> _Connection:
+        connection = _Connection("localhost")
+        connection.socketfile = str(self._socket)
+        return connection
 
     def running(self) -> bool:
         """Whether it answers."""
         try:
             state = self._rpc.getState()
-        except (OSError, xmlrpc.client.Fault):
+        except _UNWELL:
             return False
         return bool(state["statename"] == "RUNNING")
 
@@ -67,6 +85,7 @@ class Supervisor:
         if self.running():
             self._update()
             return
+        self.states()  # One that runs and does not answer would have a second one beside it.
         self._socket.unlink(missing_ok=True)
         command = [sys.executable, *self._arguments]
         with self._output.open("w") as log:
@@ -129,7 +148,10 @@ class Supervisor:
             return False
 
     def ensure(self, names: Iterable[str]) -> None:
-        """Start those of the programs *names* that do not run; does not wait for them."""
+        """Start those of the programs *names* that do not run; does not wait for them.
+
+        :raises SupervisionError: when one cannot be started, or supervisord does not answer.
+        """
         states = self.states()
         for name in names:
             if states.get(name) == "BACKOFF":
@@ -141,13 +163,21 @@ class Supervisor:
                 except xmlrpc.client.Fault as fault:
                     if fault.faultCode != Faults.ALREADY_STARTED:
                         raise SupervisionError(f"{name}: {fault.faultString}") from fault
+                except _UNWELL as error:
+                    raise self._unwell(error) from error
 
     def states(self) -> dict[str, str]:
-        """The state of every program, in supervisor's words; empty when nothing runs."""
+        """The state of every program, in supervisor's words; empty where no supervisord runs.
+
+        :raises SupervisionError: when one runs and does not answer as it should.
+        """
         return {str(row["name"]): str(row["statename"]) for row in self._rows()}
 
     def settled(self) -> set[str]:
-        """The programs that run, and not only since a moment ago."""
+        """The programs that run, and not only since a moment ago.
+
+        :raises SupervisionError: when supervisord runs and does not answer as it should.
+        """
         return {
             str(row["name"])
             for row in self._rows()
@@ -157,8 +187,13 @@ class Supervisor:
     def _rows(self) -> list[dict[str, Any]]:
         try:
             return cast("list[dict[str, Any]]", self._rpc.getAllProcessInfo())
-        except (OSError, xmlrpc.client.Fault):
+        except _ABSENT:
             return []
+        except _UNWELL as error:
+            raise self._unwell(error) from error
+
+    def _unwell(self, error: Exception) -> SupervisionError:
+        return SupervisionError(f"supervisord does not answer ({error}): see {self._output}")
 
     def pid(self, name: str) -> int:
         """The process of the program *name*; 0 when it does not run."""
@@ -178,7 +213,7 @@ class Supervisor:
     def stop(self, first: Iterable[str]) -> None:
         """Stop the programs *first* side by side, then the others and supervisord.
 
-        It is no error when nothing runs.
+        It is no error when nothing runs, or nothing that answers: who ends the host ends that.
 
         :raises SupervisionError: when something does not end in time.
         """
@@ -190,7 +225,7 @@ class Supervisor:
             stopping = set(first)
             _wait(lambda: not stopping & self._alive(), f"of {', '.join(stopping)} some do")
             self._rpc.shutdown()
-        except (OSError, xmlrpc.client.Fault):
+        except _UNWELL:
             return
         _wait(lambda: not Path(f"/proc/{pid}").exists(), f"supervisord ({pid}) does")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ _OPTIONS = frozenset(
         "proxyjump",
     }
 )
+
+_QUIETLY = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 
 
 class Hosts(Machines):
@@ -60,7 +63,7 @@ class Hosts(Machines):
             Finding(
                 f"ssh {_target(one)} for {one.name}",
                 subprocess.run(
-                    ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *_words(one), "true"],
+                    ["ssh", *_QUIETLY, *_words(one), "true"],
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     check=False,
@@ -100,4 +103,18 @@ def _section(instance: Instance) -> str:
     if shown.returncode != 0:
         raise LabError(f"{instance.name}: ssh {_target(instance)}: {shown.stderr.strip()}")
     options = [line for line in shown.stdout.splitlines() if line.split(" ")[0] in _OPTIONS]
-    return f"Host {instance.name}\n" + "".join(f"    {line}\n" for line in options)
+    return f"Host {instance.name}\n" + "".join(f"    {_by_command(line)}\n" for line in options)
+
+
+def _by_command(option: str) -> str:
+    """*option*, where a ``ProxyJump`` has become the ``ProxyCommand`` that ssh makes of it.
+
+    Names of jump hosts are known to the user's own configuration only, which this command reads.
+    """
+    keyword, _, jumps = option.partition(" ")
+    if keyword != "proxyjump":
+        return option
+    *before, last = jumps.split(",")
+    words = ["-J", ",".join(before)] if before else []
+    place = last if last.startswith("ssh://") else f"ssh://{last}"
+    return shlex.join(["proxycommand", "ssh", *_QUIETLY, *words, "-W", "[%h]:%p", place])

@@ -26,7 +26,10 @@ HOME = Path("/opt/stack")
 #: This repository on the machine.
 SOURCE = HOME / "source"
 #: What of it machines need.
-PARTS = ("openstackoid", "lab", "devstack", "pyproject.toml", "constraints.txt", "README.org")
+PARTS = (
+    *("openstackoid", "lab", "devstack"),
+    *("pyproject.toml", "constraints.txt", "README.org", "LICENSE"),
+)
 #: What every stack needs: uv comes by venv and pip, from an index whose certificate Debian knows.
 PACKAGES = ("ca-certificates", "python3-venv")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.description import PROXY_PORT, Lab
+import yaml
+
+from lab.description import PROXY_PORT, Instance, Lab
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.ssh import Remote
@@ -44,7 +46,9 @@ class Stack(ABC):
     #: What it needs of each host.
     needs: Needs = Needs()
     #: The accounts that get a generated password in each instance, ``admin`` among them.
-    accounts: tuple[str, ...] = ("admin",)
+    accounts: tuple[str, ...] = ("admin", "demo")
+    #: That account which is an ordinary user, in the project ``demo``: others know no other one.
+    member: str = "demo"
 
     @abstractmethod
     def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
@@ -79,24 +83,36 @@ class Stack(ABC):
         on with what comes in.
         """
 
-    def clouds(self, lab: Lab) -> dict[str, Any]:
-        """The content of ``clouds.yaml``: each instance's administrator, through its own proxy."""
-        return {
-            "clouds": {
-                instance.name: {
-                    # Not "password": its discovery hides what the proxy says of a bad scope.
-                    "auth_type": "v3password",
-                    "auth": {
-                        "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
-                        "username": "admin",
-                        "password": passwords(lab, instance.name, self.accounts)["admin"],
-                        "project_name": "admin",
-                        "user_domain_name": "Default",
-                        "project_domain_name": "Default",
-                    },
-                    "region_name": instance.name,
-                    "identity_api_version": 3,
-                }
-                for instance in lab.instances
+    def clouds(self, lab: Lab, home: str | None = None) -> dict[str, Any]:
+        """The content of ``clouds.yaml``: each instance's administrator, through its own proxy.
+
+        Within the instance *home*, the others are there as their ordinary users.
+        """
+
+        def cloud(instance: Instance) -> dict[str, Any]:
+            user, project = ("admin", "admin")
+            if home not in (None, instance.name):
+                user, project = (self.member, "demo")
+            return {
+                # Not "password": its discovery hides what the proxy says of a bad scope.
+                "auth_type": "v3password",
+                "auth": {
+                    "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
+                    "username": user,
+                    "password": passwords(lab, instance.name, self.accounts)[user],
+                    "project_name": project,
+                    "user_domain_name": "Default",
+                    "project_domain_name": "Default",
+                },
+                "region_name": instance.name,
+                "identity_api_version": 3,
             }
+
+        return {"clouds": {instance.name: cloud(instance) for instance in lab.instances}}
+
+    def homes(self, lab: Lab, hosts: Iterable[Host]) -> dict[str, str]:
+        """What ``clouds.yaml`` holds in the home of each of *hosts*, by their names."""
+        return {
+            host.name: yaml.safe_dump(self.clouds(lab, host.name), sort_keys=False)
+            for host in hosts
         }

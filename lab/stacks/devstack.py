@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-import yaml
 
 from lab.description import PROXY_PORT, Lab
 from lab.errors import LabError
@@ -26,8 +25,10 @@ from lab.ssh import Remote, Result
 from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
 
-#: The accounts whose passwords local.conf names.
-ACCOUNTS = ("admin", "database", "messaging", "service")
+#: DevStack's own ordinary users have the administrator's password: this one is ours.
+MEMBER = "visitor"
+#: The accounts whose passwords local.conf names, and that user's.
+ACCOUNTS = ("admin", "database", "messaging", "service", MEMBER)
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("lab.stacks"),
@@ -69,10 +70,11 @@ class DevStack(Stack):
     # (functions-common:_ensure_lsb_release).
     needs = Needs(packages=("git", "lsb-release"), root=True)
     accounts = ACCOUNTS
+    member = MEMBER
 
     def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
         """Have stack.sh run to its end on all *hosts* side by side, and once only."""
-        clouds = yaml.safe_dump(self.clouds(lab), sort_keys=False)
+        clouds = self.homes(lab, hosts)
 
         def one(host: Host) -> None:
             machine = _Machine(lab, host, connect(host))
@@ -85,7 +87,7 @@ class DevStack(Stack):
                     machine.meet_peers()
             else:
                 machine.stack(steps)
-            machine.log_in(clouds)
+            machine.log_in(clouds[host.name])
             with steps.step(host.name, "nova's workers"):
                 machine.await_nova()
             with steps.step(host.name, "flavors, networks and image") as step:
@@ -293,12 +295,13 @@ class _Machine:
         ]
 
     def offer(self, log: Callable[[str], None]) -> None:
-        """Make the flavors, networks and image that lab.yaml lists."""
+        """Make the flavors, networks and image that lab.yaml lists, and an ordinary user."""
         python = str(_VENV / "bin" / "python")
         offers = Offers(
             tuple(flavor.model_dump() for flavor in self._lab.flavors),
             tuple(network.model_dump(mode="json") for network in self._lab.networks),
             self._lab.image.model_dump(mode="json"),
+            {"name": MEMBER, "password": passwords(self._lab, self._host.name, ACCOUNTS)[MEMBER]},
         )
         self._remote.run(
             ["env", "-C", str(self._host.source), python, "-m", "lab.offers", "/opt/stack/shared"],

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import yaml
-
 from lab.description import PROXY_PORT, Lab
 from lab.errors import LabError
 from lab.passwords import passwords
@@ -32,7 +30,7 @@ class Wheels(Stack):
 
     def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
         """Install and start OpenStack on all *hosts* side by side."""
-        clouds = yaml.safe_dump(self.clouds(lab), sort_keys=False)
+        clouds = self.homes(lab, hosts)
 
         def one(host: Host) -> None:
             remote = connect(host)
@@ -45,7 +43,9 @@ class Wheels(Stack):
                 )
             self._host_up(lab, host, connect, steps)
             remote.run(["mkdir", "-p", str(host.home / ".config" / "openstack")])
-            remote.put(clouds, host.home / ".config" / "openstack" / "clouds.yaml", 0o600)
+            remote.put(
+                clouds[host.name], host.home / ".config" / "openstack" / "clouds.yaml", 0o600
+            )
 
         with ThreadPoolExecutor(len(hosts)) as pool:
             for job in [pool.submit(one, host) for host in hosts]:

@@ -1,4 +1,8 @@
-"""The databases: their schema is built once per host and copied for every instance."""
+"""The databases: their schema is built once per host and copied for every instance.
+
+Beside each data directory, the template's and an instance's, stands which installation made its
+schema. A template of another one is built again; an instance's data is migrated.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +22,7 @@ import pymysql
 
 from lab.wheels import launch
 from lab.wheels.layout import Layout
-from lab.wheels.programs import executable, fork_servers
+from lab.wheels.programs import executable, fork_servers, service_environment
 
 #: The databases of an instance.
 DATABASES = ("keystone", "glance", "nova_api", "nova_cell0", "nova", "placement", "neutron")
@@ -31,8 +35,11 @@ _CELL0_DATABASE = f"{_CELL}/nova_cell0?{{query}}"
 _CELL1_DATABASE = f"{_CELL}/{{path}}?{{query}}"
 _CELL1_TRANSPORT = f"{_CELL}/{{path}}"
 
-#: Per fork server, the commands that build the schema, one after another.
-_COMMANDS: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
+#: A command: its entry point, its name, its arguments.
+_Command = tuple[str, str, tuple[str, ...]]
+
+#: Per fork server, the commands that build or migrate the schema, one after another.
+_COMMANDS: dict[str, tuple[_Command, ...]] = {
     "keystone": (("keystone.cmd.manage:main", "keystone-manage", ("db_sync",)),),
     "glance": (("glance.cmd.manage:main", "glance-manage", ("db", "sync")),),
     "placement": (("placement.cmd.manage:main", "placement-manage", ("db", "sync")),),
@@ -45,6 +52,12 @@ _COMMANDS: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
             ("cell_v2", "map_cell0", "--database_connection", _CELL0_DATABASE),
         ),
         ("nova.cmd.manage:main", "nova-manage", ("db", "sync")),
+    ),
+}
+
+#: What follows, per fork server, in a database that is new: a second time it fails.
+_FIRST_COMMANDS: dict[str, tuple[_Command, ...]] = {
+    "nova": (
         (
             "nova.cmd.manage:main",
             "nova-manage",
@@ -68,21 +81,30 @@ _CONNECTIONS = {
     "nova": (("api_database", "nova_api"), ("database", "nova")),
 }
 
+#: Per fork server, the file below an instance's ``etc`` that names its databases.
+_CONFIGURATIONS = {
+    "keystone": "keystone/keystone.conf",
+    "glance": "glance/glance-api.conf",
+    "placement": "placement/placement.conf",
+    "neutron": "neutron/neutron.conf",
+    "nova": "nova/nova.conf",
+}
+
 _SOCKET = "mariadb.sock"
 #: Seconds that MariaDB may take to answer.
 _PATIENCE = 60
 
 
 class DatabaseError(Exception):
-    """The schema could not be built; its text names the command and its log."""
+    """A schema could not be built or migrated; its text names the commands and their logs."""
 
 
 def prepare(layout: Layout) -> None:
     """Give the instance a data directory, unless it has one.
 
-    :raises DatabaseError: when a command that builds the schema fails.
+    :raises DatabaseError: when commands that build the schema fail, naming all of them.
     """
-    data = layout.data / "mariadb"
+    data = _data(layout)
     if data.exists():
         return
     template = _template(layout)
@@ -94,6 +116,60 @@ def prepare(layout: Layout) -> None:
         check=True,
     )
     fresh.replace(data)
+    _maker(data).write_text(_installation(layout))
+
+
+def is_current(layout: Layout) -> bool:
+    """Whether the schema of the instance's data is that of the installation."""
+    return _made_by(_data(layout)) == _installation(layout)
+
+
+def migrate(layout: Layout) -> None:
+    """Bring the schema in the instance's running database to that of the installation.
+
+    None of its services may run.
+
+    :raises DatabaseError: when commands fail, naming all of them and the way out; the data counts
+        as not migrated then.
+    """
+    maker = _maker(_data(layout))
+    # From the first command on, the schema may be half of one installation, half of the other.
+    maker.unlink(missing_ok=True)
+    environment = {**os.environ, **service_environment(layout)}
+
+    def sync(kind: str) -> None:
+        configuration = layout.etc / _CONFIGURATIONS[kind]
+        log = layout.log / f"migration-{kind}.log"
+        servers, commands = fork_servers(layout), _COMMANDS[kind]
+        _run(servers, kind, commands, configuration, environment=environment, log=log)
+
+    try:
+        _side_by_side(sync)
+    except DatabaseError as error:
+        raise DatabaseError(
+            f"the data is not of the installed OpenStack's schema, and its migration fails: {error}"
+            "; `./setup-env.py up` tries again, `./setup-env.py destroy` gives the data up"
+        ) from error
+    maker.write_text(_installation(layout))
+
+
+def _data(layout: Layout) -> Path:
+    return layout.data / "mariadb"
+
+
+def _installation(layout: Layout) -> str:
+    """The digest that :mod:`lab.wheels.install` leaves in the virtual environment."""
+    return (layout.shared / "venv" / "installed").read_text()
+
+
+def _maker(data: Path) -> Path:
+    """The file with the installation that made the schema in *data*."""
+    return data.with_name(f"{data.name}.installed")
+
+
+def _made_by(data: Path) -> str:
+    maker = _maker(data)
+    return maker.read_text() if data.exists() and maker.exists() else ""
 
 
 def _template(layout: Layout) -> Path:
@@ -101,13 +177,16 @@ def _template(layout: Layout) -> Path:
     shared, servers = layout.shared, fork_servers(layout)
     template = shared / "database"
     with _lock(shared / "database.lock"):
-        if not template.exists():
+        if _made_by(template) != _installation(layout):
+            _maker(template).unlink(missing_ok=True)
+            shutil.rmtree(template, ignore_errors=True)
             building = shared / "database.new"
             _stop_leftover(building)
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
             _build(building, servers)
             (building / "data").replace(template)
+            _maker(template).write_text(_installation(layout))
             shutil.rmtree(building)
     return template
 
@@ -140,14 +219,24 @@ def _build(building: Path, servers: Path) -> None:
     with log.open("wb") as stream:
         if subprocess.run(install, stdout=stream, stderr=stream, check=False).returncode:
             raise DatabaseError(f"mariadb-install-db failed (log: {log})")
-        with _server(data, stream.fileno()), ThreadPoolExecutor(len(_COMMANDS)) as pool:
-            for kind in _COMMANDS:
-                pool.submit(_sync, building, servers, kind)
-    failed = sorted(building.glob("*.failed"))
+        with _server(data, stream.fileno()):
+            _side_by_side(lambda kind: _build_schema(building, servers, kind))
+
+
+def _side_by_side(sync: Callable[[str], None]) -> None:
+    """Call *sync* for every fork server that has commands.
+
+    :raises DatabaseError: when some fail, with the words of all of them.
+    """
+    with ThreadPoolExecutor(len(_COMMANDS)) as pool:
+        jobs = {kind: pool.submit(sync, kind) for kind in _COMMANDS}
+    failed = {kind: error for kind, job in jobs.items() if (error := job.exception())}
     if failed:
-        raise DatabaseError(
-            "; ".join(f"{path.read_text()} (log: {path.with_suffix('.log')})" for path in failed)
+        texts = (
+            str(error) if isinstance(error, DatabaseError) else f"{kind}: {error!r}"
+            for kind, error in failed.items()
         )
+        raise DatabaseError("; ".join(texts)) from next(iter(failed.values()))
 
 
 @contextlib.contextmanager
@@ -208,8 +297,8 @@ def _directory(path: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _sync(building: Path, servers: Path, kind: str) -> None:
-    """Run the commands of *kind*; what fails leaves a note for :func:`_build`."""
+def _build_schema(building: Path, servers: Path, kind: str) -> None:
+    """Run the commands of *kind* on the new database below *building*."""
     configuration = building / f"{kind}.conf"
     sections = _CONNECTIONS[kind]
     configuration.write_text(
@@ -223,21 +312,41 @@ def _sync(building: Path, servers: Path, kind: str) -> None:
         "HOME": str(building / "data"),
         "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1",
     }
-    with (building / f"{kind}.log").open("wb") as log, Path(os.devnull).open("rb") as null:
-        for entry, name, arguments in _COMMANDS[kind]:
+    commands = _COMMANDS[kind] + _FIRST_COMMANDS.get(kind, ())
+    log = building / f"{kind}.log"
+    _run(servers, kind, commands, configuration, environment=environment, log=log)
+
+
+def _run(
+    servers: Path,
+    kind: str,
+    commands: Iterable[_Command],
+    configuration: Path,
+    *,
+    environment: dict[str, str],
+    log: Path,
+) -> None:
+    """Run *commands* one after another, in forks of the server for *kind*.
+
+    :raises DatabaseError: when one fails, naming it and the file *log*.
+    """
+    with log.open("wb") as output, Path(os.devnull).open("rb") as null:
+        streams = (null.fileno(), output.fileno(), output.fileno())
+        for entry, name, arguments in commands:
             argv = [name, "--config-file", str(configuration), *arguments]
-            streams = (null.fileno(), log.fileno(), log.fileno())
             try:
                 process = launch.launch(
                     kind, str(servers), entry, argv, environment, streams=streams
                 )
-                problem = f"status {status}" if (status := process.wait()) else ""
-            except launch.LaunchError as error:
-                problem = str(error)
-            if problem:
-                message = f"{name} {' '.join(arguments[:2])} failed: {problem}"
-                (building / f"{kind}.failed").write_text(message)
-                return
+                status = process.wait()
+            except (launch.LaunchError, OSError) as error:
+                raise DatabaseError(f"{_shown(name, arguments)}: {error} (log: {log})") from error
+            if status:
+                raise DatabaseError(f"{_shown(name, arguments)}: status {status} (log: {log})")
+
+
+def _shown(name: str, arguments: tuple[str, ...]) -> str:
+    return f"{' '.join((name, *arguments[:2]))} failed"
 
 
 def _url(name: str) -> str:

@@ -71,6 +71,9 @@ class Instance:
         complete = ready.exists() and ready.read_text() == resources
         with self._step("database, message queue and proxy"):
             self._start_backing(complete)
+        if not database.is_current(self.layout):
+            with self._step("databases' schema"):
+                self._migrate()
         with self._step("OpenStack services"):
             self._start_services(complete)
         if not complete:
@@ -81,10 +84,8 @@ class Instance:
 
     def halt(self) -> None:
         """Stop everything in order; what is stopped already is no error."""
-        backing = {"mariadb", *_BACKING}
-        names = [program.name for program in programs(self.layout) if program.name not in backing]
         with self._alone():
-            self.supervisor.stop(names)
+            self.supervisor.stop(self._services())
             self.supervisor.stop_leftovers()
             retire(Path(self._servers))
 
@@ -151,6 +152,16 @@ class Instance:
     def _unsettled(self) -> list[Program]:
         settled = self.supervisor.settled()
         return [program for program in programs(self.layout) if program.name not in settled]
+
+    def _services(self) -> list[str]:
+        """The programs of OpenStack: they end before what they need."""
+        backing = {"mariadb", *_BACKING}
+        return [program.name for program in programs(self.layout) if program.name not in backing]
+
+    def _migrate(self) -> None:
+        for name in self._services():
+            self.supervisor.stop_program(name)
+        database.migrate(self.layout)
 
     def _start_services(self, complete: bool) -> None:
         names = [program.name for program in programs(self.layout)]

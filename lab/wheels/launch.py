@@ -83,7 +83,7 @@ def _request(
         connection.connect(f"/proc/self/fd/{_open(directory)}/{kind}.sock")
         connection.sendmsg([len(message).to_bytes(4, "big") + message], [rights])
         answer = connection.recv(4)
-    except (ConnectionError, FileNotFoundError):
+    except (ConnectionError, FileNotFoundError, TimeoutError):
         answer = b""
     if len(answer) != 4:  # noqa: PLR2004
         connection.close()
@@ -124,6 +124,8 @@ def launch(
             return Process(answer[0], answer[1], ours)
         now = time.monotonic()
         if now > deadline:
+            os.close(lifeline)
+            os.close(ours)
             raise LaunchError(f"no fork server for {kind}: see {directory}/log")
         if now - spawned > 5:  # noqa: PLR2004
             spawn(directory, kind)

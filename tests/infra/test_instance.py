@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from testinfra.host import Host
 
 from lab.description import Instance
@@ -152,6 +153,19 @@ def test_the_passwords_of_clients_are_closed_to_others(
 ) -> None:
     clouds = lab.host(instance.name).home / ".config/openstack/clouds.yaml"
     assert host.file(str(clouds)).mode & 0o077 == 0
+
+
+def test_a_shell_has_the_administrators_password_of_its_own_instance_only(
+    host: Host, lab: RunningLab, instance: Instance
+) -> None:
+    text = host.file(str(lab.host(instance.name).home / ".config/openstack/clouds.yaml"))
+    clouds = yaml.safe_load(text.content_string)["clouds"]
+    owners = yaml.safe_load((lab.description.state / "clouds.yaml").read_text())["clouds"]
+    assert set(clouds) == set(owners) == set(lab.description.names)
+    administrators = {
+        name for name, cloud in owners.items() if cloud["auth"]["password"] in text.content_string
+    }
+    assert administrators == {instance.name}
 
 
 def test_the_image_says_that_it_is_a_placeholder(host: Host, lab: RunningLab) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lab import stacks
 from openstackoid.proxy.log import LogLine, parse_log_line
 from tests.conftest import RunningLab
 
@@ -61,10 +62,11 @@ class Shell:
         """The ID of the instance's own image."""
         return self.openstack("image show cirros -f value -c id")
 
-    @cached_property
-    def administrator(self) -> str:
-        """The ID of the instance's own administrator."""
-        return self.sql("SELECT user_id FROM keystone.local_user WHERE name = 'admin'")[0][0]
+    def user(self, home: Shell) -> str:
+        """The ID of the instance's own user who a shell in *home* is here."""
+        member = stacks.stack(self.lab.description.stack).member
+        name = "admin" if home is self else member
+        return self.sql(f"SELECT user_id FROM keystone.local_user WHERE name = '{name}'")[0][0]
 
     def proxy_log(self, since: int = 0) -> list[LogLine]:
         """What the proxy has served, from the line *since* on."""

@@ -116,9 +116,9 @@ def test_a_server_is_made_of_the_services_that_its_scope_names(
 
     servers = f"{shell(request_.compute).cell}.instances"
     rows = f"SELECT user_id, vm_state, image_ref FROM {servers} WHERE uuid = '{server['id']}'"
-    administrator = shell(request_.identity).administrator
+    user = shell(request_.identity).user(shell(request_.home))
     [elsewhere] = set(INSTANCES) - {request_.compute}
-    assert shell(request_.compute).sql(rows) == [[administrator, "active", image]]
+    assert shell(request_.compute).sql(rows) == [[user, "active", image]]
     assert shell(elsewhere).sql(rows) == []
     if request_.has_port:
         [address] = server["addresses"]["private"]

@@ -41,6 +41,8 @@ class Machine:
 
     files: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    #: What was written to each command.
+    inputs: dict[str, str] = field(default_factory=dict)
     #: By how a command begins: what it says, or that it fails.
     answers: dict[str, str | None] = field(default_factory=dict)
 
@@ -53,6 +55,7 @@ class Machine:
         check: bool = True,
     ) -> Result:
         line = " ".join(argv)
+        self.inputs[line] = stdin or ""
         self.calls.append(line)
         if argv[0] == "cat":
             text = self.files.get(argv[1])
@@ -174,6 +177,16 @@ def test_no_password_gets_into_our_log(root: Path, up: Up) -> None:
     log = (root / "log" / "InstanceOne.log").read_text()
     assert "The password: …" in log
     assert password not in log
+
+
+def test_other_instances_come_in_as_a_user_who_is_made_there(root: Path, up: Up) -> None:
+    lab = describe(root)
+    up(lab)
+    [offers] = [text for line, text in up.machine.inputs.items() if "lab.offers" in line]
+    made = json.loads(offers)["member"]
+    known = DevStack().clouds(lab, "InstanceTwo")["clouds"]["InstanceOne"]["auth"]
+    assert made == {"name": known["username"], "password": known["password"]}
+    assert made["password"] != passwords(lab, "InstanceOne", ACCOUNTS)["admin"]
 
 
 def test_a_failed_stack_sh_says_where_and_is_run_again(root: Path, up: Up) -> None:

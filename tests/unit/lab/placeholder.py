@@ -51,7 +51,7 @@ class Placeholder(Stack):
     ) -> list[str]:
         return ["cat", f"{host.directory}/service.log"]
 
-    def clouds(self, lab: Lab) -> dict[str, Any]:
+    def clouds(self, lab: Lab, home: str | None = None) -> dict[str, Any]:
         return {"clouds": {name: {"region_name": name} for name in lab.names}}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_the_source_for_a_machine_is_what_the_repository_holds_now() -> None:
         names = set(archive.getnames())
     assert {"pyproject.toml", "constraints.txt", "lab/cli.py", "devstack/plugin.sh"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith((".", "tests"))]
+
+
+def test_a_machine_has_the_licence_and_the_readme_without_which_no_package_is_built() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license-files"] == ["LICENSE"]
+    assert project["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    with tarfile.open(fileobj=io.BytesIO(provision.Source.of(ROOT).archive)) as archive:
+        assert {*project["license-files"], project["readme"]["file"]} <= set(archive.getnames())
 
 
 def test_a_change_of_the_source_changes_its_digest(tmp_path: Path) -> None:

@@ -1,141 +1,102 @@
-"""A real supervisord, and what it leaves when it is killed."""
+"""A supervisord that is not there, and one that is there and unwell."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import subprocess
+import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from lab.supervision import Supervisor
-
-CONFIGURATION = """\
-[supervisord]
-logfile = {root}/log
-pidfile = {root}/pid
-[unix_http_server]
-file = {root}/socket
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
-[program:steady]
-command = sh -c "sleep 1000 & wait"
-[program:hasty]
-command = sh -c "sleep 1.5; exit 1"
-autostart = false
-"""
-
-
-class Supervised(Supervisor):
-    """A supervisor with a directory for itself."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        super().__init__(root / "socket", root / "conf", root / "out")
-        (root / "conf").write_text(CONFIGURATION.format(root=root))
-
-    def kill(self) -> None:
-        psutil.Process(int((self.root / "pid").read_text())).kill()
-
-    def processes(self) -> set[int]:
-        """All that bears its mark."""
-        found = set()
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if str(self.root) in process.environ().get("SUPERVISOR_SERVER_URL", ""):
-                    found.add(process.pid)
-        return found
+from lab import supervision
+from lab.supervision import SupervisionError, Supervisor
 
 
 @pytest.fixture
-def supervised() -> Iterator[Supervised]:
-    # Not pytest's tmp_path, which may be too long for sockets.
-    root = Path(tempfile.mkdtemp(prefix="oid-", dir="/tmp"))
-    supervisor = Supervised(root)
-    yield supervisor
-    supervisor.stop([])
-    supervisor.stop_leftovers()
-    shutil.rmtree(root)
+def directory() -> Iterator[Path]:
+    """A place with a name that is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="oid-") as name:
+        yield Path(name)
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.fixture
+def supervisor(directory: Path) -> Supervisor:
+    return Supervisor(directory / "socket", directory / "conf", directory / "output")
 
 
-def _start(supervisor: Supervised) -> set[int]:
-    """Start it; its two processes."""
-    supervisor.start(os.environ)
-    _until(lambda: len(supervisor.processes()) == 2)
-    return supervisor.processes()
+@pytest.fixture
+def listener(directory: Path) -> Iterator[socket.socket]:
+    """Somebody who listens where supervisord would."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(directory / "socket"))
+        one.listen()
+        yield one
 
 
-def test_what_a_killed_supervisord_left_is_stopped_to_the_last_descendant(
-    supervised: Supervised,
+def answer(listener: socket.socket, text: bytes) -> None:
+    def serve() -> None:
+        for _ in range(2):
+            connection, _address = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(text)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def test_nothing_runs_where_there_is_no_socket(supervisor: Supervisor) -> None:
+    assert supervisor.states() == {}
+
+
+def test_nothing_runs_where_a_socket_was_left_behind(
+    supervisor: Supervisor, listener: socket.socket
 ) -> None:
-    left = _start(supervised)
-    supervised.kill()
-    _until(lambda: not supervised.running())
-    assert supervised.processes() == left
-    supervised.stop_leftovers()
-    assert supervised.processes() == set()
+    listener.close()
+    assert supervisor.states() == {}
 
 
-def test_the_programs_of_a_supervisord_that_answers_are_no_leftovers(
-    supervised: Supervised,
+def test_what_is_silent_is_no_supervisord_without_programs(
+    supervisor: Supervisor, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = _start(supervised)
-    supervised.stop_leftovers()
-    assert supervised.processes() == running
+    monkeypatch.setattr(supervision, "PATIENCE", 0.2)
+    with pytest.raises(SupervisionError, match=r"supervisord does not answer .*timed out"):
+        supervisor.states()
+    assert not supervisor.running()
 
 
-def test_a_fork_server_that_a_program_started_is_no_leftover(supervised: Supervised) -> None:
-    marks = {"SUPERVISOR_SERVER_URL": f"unix://{supervised.root}/socket", "SPT_NOENV": "1"}
-    server = subprocess.Popen(["sleep", "1000"], env={**os.environ, **marks})
-    try:
-        supervised.stop_leftovers()
-        assert server.poll() is None
-    finally:
-        server.kill()
-        server.wait()
-
-
-def test_what_an_earlier_supervisord_left_is_stopped_beside_a_living_one(
-    supervised: Supervised,
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"nonsense\r\n",
+        b"HTTP/1.0 500 Broken\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n?",
+    ],
+)
+def test_what_answers_nonsense_is_no_supervisord_without_programs(
+    supervisor: Supervisor, listener: socket.socket, text: bytes
 ) -> None:
-    left = _start(supervised)
-    supervised.kill()
-    _until(lambda: not supervised.running())
-    supervised.start(os.environ)
-    _until(lambda: len(supervised.processes()) == 4)
-    ours = supervised.processes() - left
-    supervised.stop_leftovers()
-    assert supervised.processes() == ours
+    answer(listener, text)
+    with pytest.raises(SupervisionError, match="supervisord does not answer"):
+        supervisor.states()
+    assert not supervisor.running()
 
 
-def test_a_supervisord_that_cannot_be_reached_is_stopped_with_its_programs(
-    supervised: Supervised,
+def test_a_second_supervisord_is_not_started_beside_an_unwell_one(
+    supervisor: Supervisor,
+    listener: socket.socket,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _start(supervised)
-    pid = int((supervised.root / "pid").read_text())
-    (supervised.root / "socket").unlink()
-    supervised.stop_leftovers()
-    assert supervised.processes() == set()
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    monkeypatch.setattr(supervision, "PATIENCE", 0.2)
+    with pytest.raises(SupervisionError, match=r"does not answer .*see .*output"):
+        supervisor.start({})
+    assert (directory / "socket").is_socket()
+    assert not (directory / "output").exists()
 
 
-def test_a_program_that_ends_again_and_again_never_counts_as_settled(
-    supervised: Supervised,
-) -> None:
-    _start(supervised)
-    supervised.ensure(["hasty"])
-    _until(lambda: supervised.states()["hasty"] == "RUNNING")
-    _until(lambda: supervised.settled() == {"steady"})
+def test_a_program_cannot_be_started_where_no_supervisord_runs(supervisor: Supervisor) -> None:
+    with pytest.raises(SupervisionError, match="supervisord does not answer"):
+        supervisor.ensure(["mariadb"])
