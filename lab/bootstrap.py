@@ -55,8 +55,8 @@ def base_python() -> str:
     return str(Path(sys.executable).resolve())
 
 
-def ensure(extra: str = "lab") -> None:
-    """Have *extra* of the project installed in ``.venv``; at once where it is.
+def ensure(extra: str = "orchestrator") -> None:
+    """Have both distributions, with *extra* of the lab's, in ``.venv``; at once where they are.
 
     :raises LabError: when it cannot be installed.
     """
@@ -72,16 +72,16 @@ def ensure(extra: str = "lab") -> None:
             return
         print(f"Installing the project into .venv ({extra}) …", file=sys.stderr, flush=True)
         # One that a kill left half made has no stamp; one of another Python or place is no use.
-        if not _text(VENV / ".installed-lab").startswith(f"{kind}\n"):
+        if not _text(VENV / ".installed-orchestrator").startswith(f"{kind}\n"):
             shutil.rmtree(VENV, ignore_errors=True)
         stamp.unlink(missing_ok=True)
         uv = _uv()
-        extras = "lab" if extra == "lab" else f"lab,{extra}"
+        extras = ",".join(dict.fromkeys(("orchestrator", extra)))
         _run(
             [
                 *(uv, "pip", "install", "--quiet", "--python", str(VENV / "bin/python")),
                 *("--constraints", "constraints.txt", "--build-constraints", "constraints.txt"),
-                *("--editable", f".[{extras}]"),
+                *("--editable", ".", "--editable", f"./lab[{extras}]"),
             ]
         )
         stamp.write_text(wanted)
@@ -91,7 +91,7 @@ def ensure(extra: str = "lab") -> None:
 
 def _digest() -> str:
     digest = hashlib.sha256()
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in ("pyproject.toml", "lab/pyproject.toml", "constraints.txt"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 

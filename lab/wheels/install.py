@@ -1,8 +1,8 @@
 """Install the stack on a host: ``python3 install.py UV SOURCE SHARED``.
 
-Makes the virtual environment ``SHARED/venv`` of the project in ``SOURCE`` with its extra
-``wheels``, at the versions of ``SOURCE/constraints.txt``; at once when it is there already. Any
-Python runs this: it needs the standard library only.
+Makes the virtual environment ``SHARED/venv`` of both distributions in ``SOURCE``, with the lab's
+extra ``wheels``, at the versions of ``SOURCE/constraints.txt``; at once when it is there already.
+Any Python runs this: it needs the standard library only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def install(uv: str, source: Path, shared: Path) -> None:
         _run(
             *(uv, "pip", "install", "--quiet", "--python", str(venv / "bin" / "python")),
             *("--constraints", constraints, "--build-constraints", constraints),
-            *("--editable", f"{source}[wheels]"),
+            *("--editable", str(source), "--editable", f"{source / 'lab'}[wheels]"),
         )
         compile_all = "from lab.wheels import forkserver; forkserver.compile_all()"
         _run(str(venv / "bin" / "python"), "-W", "ignore", "-c", compile_all)
@@ -43,7 +43,7 @@ def install(uv: str, source: Path, shared: Path) -> None:
 
 def _digest(source: Path) -> str:
     digest = hashlib.sha256(f"{sys.version} {source}".encode())
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in ("pyproject.toml", "lab/pyproject.toml", "constraints.txt"):
         digest.update((source / name).read_bytes())
     return digest.hexdigest()
 

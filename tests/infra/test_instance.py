@@ -186,7 +186,7 @@ def test_the_release_set_is_the_pinned_one(host: Host) -> None:
     pinned = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
     )
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = tomllib.loads((ROOT / "lab" / "pyproject.toml").read_text())
     names = [*wanted["project"]["optional-dependencies"]["wheels"], "python-openstackclient"]
     python = Path(host.check_output("command -v openstack")).with_name("python")
     code = "import sys, importlib.metadata as m; print(*(m.version(n) for n in sys.argv[1:]))"

@@ -57,7 +57,7 @@ def test_a_clone_sets_itself_up_and_mends_a_set_up_that_was_cut_off(tmp_path: Pa
     assert says() == (first, "")
 
     # As a kill in the middle leaves it: no stamp, and half of the packages.
-    (clone / ".venv/.installed-lab").unlink()
+    (clone / ".venv/.installed-orchestrator").unlink()
     shutil.rmtree(next(clone.glob(".venv/lib/*/site-packages/click")))
     assert says()[0] == first
     assert says() == (first, "")
