@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from email.message import Message
 from typing import Any
 
 from lab.description import PROXY_PORT
@@ -26,7 +27,7 @@ GARBAGE = Scope(
 def ask(
     lab: RunningLab, name: str, path: str, headers: Mapping[str, str], body: object = None
 ) -> tuple[int, Mapping[str, str], Any]:
-    """Status, headers and content of an answer of the proxy of the instance *name*."""
+    """Status, headers by their names in lower case, and content of an answer of a proxy."""
     address = lab.description.instance(name).address
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
@@ -36,11 +37,15 @@ def ask(
     )
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
-            return response.status, dict(response.headers), json.load(response)
+            return response.status, _lower(response.headers), json.load(response)
     except urllib.error.HTTPError as error:
         text = error.read()
         is_json = error.headers.get_content_type() == "application/json"
-        return error.code, dict(error.headers), json.loads(text) if is_json else text.decode()
+        return error.code, _lower(error.headers), json.loads(text) if is_json else text.decode()
+
+
+def _lower(headers: Message) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def login(lab: RunningLab, name: str, user: str, scope: str = "") -> str:
@@ -55,5 +60,5 @@ def login(lab: RunningLab, name: str, user: str, scope: str = "") -> str:
     headers = {"X-Scope": scope} if scope else {}
     status, answer, _ = ask(lab, name, TOKENS, headers, {"auth": auth})
     assert status == 201
-    token: str = answer["X-Subject-Token"]
+    token: str = answer["x-subject-token"]
     return token
