@@ -21,6 +21,29 @@ from lab.tmux import SOCKET_VARIABLE
 ROOT = Path(__file__).resolve().parent.parent
 
 
+#: Tests that need more than this Python and a HAProxy: a lab, sshd, tmux, machines or a package index.
+_SLOW = (
+    "devstack",
+    "infra",
+    "integration",
+    "machines",
+    "unit/test_distributions.py",
+    "unit/lab/test_bootstrap.py",
+    "unit/lab/test_cli.py",
+    "unit/lab/test_hosts.py",
+    "unit/lab/test_leftovers.py",
+    "unit/lab/test_tmux.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is fast, for ``./setup-env.py test -m fast``."""
+    slow = tuple(str(ROOT / "tests" / name) for name in _SLOW)
+    for item in items:
+        if not str(item.path).startswith(slow):
+            item.add_marker("fast")
+
+
 @dataclass(frozen=True)
 class RunningLab:
     """The lab of this repository, all of it up; its tmux session is on *tmux_socket*."""
