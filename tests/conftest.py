@@ -21,7 +21,7 @@ from lab.tmux import SOCKET_VARIABLE
 ROOT = Path(__file__).resolve().parent.parent
 
 
-#: Tests that need more than this Python and a HAProxy: a lab, sshd, tmux, machines or a package index.
+#: Tests that need a lab, sshd, tmux, machines or a package index.
 _SLOW = (
     "devstack",
     "infra",
