@@ -83,7 +83,9 @@ def _complete_instance(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[str]:
     root = context.obj if isinstance(context.obj, Path) else ROOT
-    return [name for name in _running(root).lab.names if name.startswith(incomplete)]
+    from lab.description import load  # noqa: PLC0415 - slow to import, and not for --help
+
+    return [name for name in load(root).names if name.startswith(incomplete)]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -115,9 +117,10 @@ def up(
 
     What -n, --provider and --stack choose holds for later commands too, until `destroy`.
     """
+    from lab.hypervisors import decide  # noqa: PLC0415
     from lab.running import Running  # noqa: PLC0415
 
-    running = Running.of(root, number=number, provider=provider, stack=stack)
+    running = Running.of(root, number=number, provider=provider, stack=stack, decide=decide)
     running.up(names)
     click.echo(_next_commands(running))
     if not no_attach and _on_terminal():
@@ -189,9 +192,12 @@ def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
 def test(root: Path, arguments: tuple[str, ...]) -> None:
     """Run linters and tests; a lab that they need is brought up, and put back afterwards."""
     from lab import packages  # noqa: PLC0415
+    from lab.hypervisors import decide  # noqa: PLC0415
+    from lab.running import Running  # noqa: PLC0415
 
     # Before any test: some use the programs without a lab.
-    packages.ensure(_running(root).debian_packages, lambda line: click.echo(line, err=True))
+    needed = Running.of(root, decide=decide).debian_packages
+    packages.ensure(needed, lambda line: click.echo(line, err=True))
     ensure("test")
     os.chdir(root)
     python = str(VENV / "bin/python")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -30,7 +30,8 @@ PROXY_PORT = 8888
 #: How many instances ``-n`` can make.
 NUMBERS = range(1, 100)
 
-# Of a loaded lab it is never "auto".
+#: Chooses a provider: it gets Vagrant's own, if lab.yaml names one, and gives the choice, and why.
+Decide = Callable[[str | None], tuple[str, str]]
 ProviderName = Literal["auto", "local", "vagrant", "hosts"]
 StackName = Literal["wheels", "devstack"]
 
@@ -286,8 +287,12 @@ class Choices(_Part):
         draft.replace(state / "choices.json")
 
 
-def load(root: Path, choices: Choices | None = None) -> Lab:
+def load(root: Path, choices: Choices | None = None, decide: Decide | None = None) -> Lab:
     """The lab that ``lab.yaml`` in *root* describes, with *choices* (default: those kept) applied.
+
+    Reading starts no process. Only where the provider is ``auto``, *decide* may. Without it, the
+    lab keeps the provider ``auto`` and has the addresses of the provider ``local``: that is enough
+    for a lab that was not brought up yet.
 
     :raises LabError: naming the key that is wrong and what is allowed there.
     """
@@ -310,7 +315,7 @@ def load(root: Path, choices: Choices | None = None) -> Lab:
             raise LabError(f"lab.yaml: unknown key {key!r}: {_allowed_keys(())}")
     if chosen.stack:
         raw["stack"] = chosen.stack
-    raw["provider"], raw["because"] = _provider(raw, chosen)
+    raw["provider"], raw["because"] = _provider(raw, chosen, decide)
     if chosen.number:
         if raw["provider"] in ("vagrant", "hosts"):
             raise LabError(
@@ -342,21 +347,20 @@ def numbered(number: int) -> list[dict[str, Any]]:
     ]
 
 
-def _provider(raw: Mapping[str, Any], chosen: Choices) -> tuple[object, str]:
+def _provider(raw: Mapping[str, Any], chosen: Choices, decide: Decide | None) -> tuple[object, str]:
     """The provider of the lab, and why it is this one."""
     name = chosen.provider or raw.get("provider")
     if name not in (None, "auto"):
         return name, "as chosen for this lab" if chosen.provider else "as lab.yaml says"
     if chosen.number:
         return "local", "which alone makes instances by number"
-    from lab.hypervisors import find  # noqa: PLC0415 - few labs ask
-
     section = raw.get("vagrant")
     if not isinstance(section, dict):
         return "local", "lab.yaml has no section vagrant"
     wanted = section.get("provider")
-    found = find(wanted if isinstance(wanted, str) else None)
-    return "vagrant" if found.usable else "local", found.why
+    if decide is None:
+        return "auto", "`up` chooses"
+    return decide(wanted if isinstance(wanted, str) else None)
 
 
 def _fill_addresses(raw: dict[str, Any]) -> None:
@@ -365,7 +369,7 @@ def _fill_addresses(raw: dict[str, Any]) -> None:
     provider = raw["provider"]
     if not isinstance(patterns, dict) or not isinstance(provider, str):
         return
-    pattern = patterns.get(provider)
+    pattern = patterns.get("local" if provider == "auto" else provider)
     if not isinstance(pattern, str) or not isinstance(instances, list):
         return
     # A wrong pattern is the validation's business.

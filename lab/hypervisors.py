@@ -47,6 +47,12 @@ def find(provider: str | None = None) -> Finding:
     return Finding(False, f"Vagrant is here, but {fault}")
 
 
+def decide(provider: str | None = None) -> tuple[str, str]:
+    """Vagrant where it and *provider* (default: some hypervisor) work, else local; and why."""
+    found = find(provider)
+    return "vagrant" if found.usable else "local", found.why
+
+
 def works(provider: str) -> bool:
     """Whether the hypervisor behind Vagrant's *provider* answers."""
     device = _DEVICES.get(provider)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lab import packages, processes, providers, stacks
-from lab.description import Choices, Lab, load
+from lab.description import Choices, Decide, Lab, load
 from lab.errors import LabError
 from lab.providers.base import Host, Provider
 from lab.ssh import Remote
@@ -40,14 +40,17 @@ class Running:
         number: int | None = None,
         provider: str | None = None,
         stack: str | None = None,
+        decide: Decide | None = None,
     ) -> Running:
         """The lab of the repository *root*, with what the command line chose now and earlier.
+
+        *decide* chooses the provider where nobody has.
 
         :raises LabError: when lab.yaml is wrong, or what was chosen is not there yet.
         """
         kept = Choices.of(root / ".lab")
         choices = kept.updated(number, provider, stack)
-        lab = load(root, choices)
+        lab = load(root, choices, decide)
         for key in ("provider", "stack"):
             made, wanted = getattr(kept, key), getattr(lab, key)
             if made not in (None, "auto", wanted):

@@ -16,7 +16,8 @@ PROVIDERS = {
 
 
 def provider(lab: Lab) -> Provider:
-    """The provider of *lab*."""
-    module, _, cls = PROVIDERS[lab.provider].partition(":")
+    """The provider of *lab*; a lab that was not brought up and has none yet is local."""
+    name = "local" if lab.provider == "auto" else lab.provider
+    module, _, cls = PROVIDERS[name].partition(":")
     found: type[Provider] = getattr(import_module(module), cls)
     return found(lab)

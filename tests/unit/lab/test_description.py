@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from lab.description import Choices, Lab, load
+from lab import cli
+from lab.description import Choices, Decide, Lab, load
 from lab.errors import LabError
+from lab.hypervisors import decide
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO = "instances: [{name: A, address: 127.0.1.1}, {name: B, address: 127.0.2.1}]\n"
 
 
-def described(tmp_path: Path, text: str, choices: Choices | None = None) -> Lab:
+def described(
+    tmp_path: Path, text: str, choices: Choices | None = None, decide: Decide | None = None
+) -> Lab:
     (tmp_path / "r").mkdir(exist_ok=True)
     (tmp_path / "r/lab.yaml").write_text(text)
-    return load(tmp_path / "r", choices)
+    return load(tmp_path / "r", choices, decide)
 
 
 @pytest.fixture
@@ -73,16 +80,36 @@ def test_auto_is_local_where_vagrant_does_not_work_and_says_why(
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     machines = "vagrant: {box: x, cpus: 1, memory: 512}\n"
-    lab = described(tmp_path, TWO + machines)
+    lab = described(tmp_path, TWO + machines, decide=decide)
     assert (lab.provider, lab.because) == ("local", "there is no Vagrant")
 
     (tmp_path / "bin/vagrant").write_text("#!/bin/sh\n")
     (tmp_path / "bin/vagrant").chmod(0o755)
-    lab = described(tmp_path, TWO + machines)
+    lab = described(tmp_path, TWO + machines, decide=decide)
     assert (lab.provider, lab.because) == (
         "local",
         "Vagrant is here, but neither virtualbox nor libvirt works",
     )
+
+
+def test_reading_a_lab_and_completing_its_names_start_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: "/usr/bin/vagrant")
+    names = "instances: [{name: InstanceOne}, {name: InstanceTwo}]\n"
+    addresses = "addresses: {local: 127.0.%d.1, vagrant: 192.0.2.1%d}\n"
+    machines = "vagrant: {box: x, cpus: 1, memory: 512, provider: libvirt}\n"
+    lab = described(tmp_path, names + addresses + machines)
+    assert (lab.provider, str(lab.instances[0].address)) == ("auto", "127.0.1.1")
+    context = click.Context(cli.commands, obj=lab.root)
+    for name in ("up", "ssh", "logs", "halt"):
+        command = cli.commands.commands[name]
+        found = command.params[0].shell_complete(context, "InstanceT")
+        assert [item.value for item in found] == ["InstanceTwo"]
 
 
 @pytest.mark.parametrize("number", [-1, 100])
