@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from lab import files
 from lab.errors import LabError
 from openstackoid.scope import INSTANCE_NAME
 
@@ -282,9 +283,7 @@ class Choices(_Part):
     def keep(self, state: Path) -> None:
         """Write the choices into *state*, whole or not at all."""
         state.mkdir(parents=True, exist_ok=True)
-        draft = state / "choices.json.new"
-        draft.write_text(json.dumps(self.model_dump(exclude_none=True)) + "\n")
-        draft.replace(state / "choices.json")
+        files.write(state / "choices.json", json.dumps(self.model_dump(exclude_none=True)) + "\n")
 
 
 def load(root: Path, choices: Choices | None = None, decide: Decide | None = None) -> Lab:

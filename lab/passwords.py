@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Iterable
 
+from lab import files
 from lab.description import Lab
 
 
@@ -21,8 +21,5 @@ def passwords(lab: Lab, name: str, accounts: Iterable[str]) -> dict[str, str]:
         return known
     known |= {account: secrets.token_hex(16) for account in missing}
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        json.dump(known, stream)
-    draft.replace(path)
+    files.write(path, json.dumps(known))
     return known

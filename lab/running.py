@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lab import packages, processes, providers, stacks
+from lab import files, packages, processes, providers, stacks
 from lab.description import Choices, Decide, Lab, load
 from lab.errors import LabError
 from lab.providers.base import Host, Provider
@@ -105,9 +105,7 @@ class Running:
             self._stop_surplus()
             hosts = self.provider.up(chosen, self.stack.needs, steps)
             self.stack.up(self.lab, hosts, self.connect, steps)
-            _write_secret(
-                self.lab.state / "clouds.yaml", yaml.safe_dump(self.stack.clouds(self.lab))
-            )
+            files.write(self.lab.state / "clouds.yaml", yaml.safe_dump(self.stack.clouds(self.lab)))
             self.show()
 
     def show(self) -> None:
@@ -236,14 +234,6 @@ def locked(state: Path, purpose: str) -> Iterator[None]:
 
 def _chosen(lab: Lab, names: Sequence[str]) -> list[str]:
     return [lab.instance(name).name for name in names] or list(lab.names)
-
-
-def _write_secret(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    draft.replace(path)
 
 
 def _remove(state: Path) -> None:

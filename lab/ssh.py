@@ -118,13 +118,6 @@ class Remote:
         """
         self._guarded(lambda connection: connection.sftp().putfo(io.BytesIO(content), str(path)))
 
-    def close(self) -> None:
-        """Close the connection; a later call opens it again."""
-        with self._opening:
-            if self._opened is not None:
-                self._opened.close()
-                self._opened = None
-
     def _guarded(self, action: Callable[[fabric.Connection], T]) -> T:
         import paramiko  # noqa: PLC0415 - slow to import
 

@@ -89,29 +89,38 @@ class Steps:
         :raises LabError: when anything inside fails; on the screen then stand the last lines of
             its log, and where that is.
         """
-        step = Step(instance or EVERYBODY, title, self._file(instance), self._lock)
-        step.log("begins")
-        step.lines.clear()
-        with self._lock:
-            self._running.append(step)
+        step = self.begin(instance, title)
         try:
             yield step
         except BaseException as error:
-            last = list(step.lines) if isinstance(error, Exception) else None
-            step.log("".join(traceback.format_exception(error)).rstrip())
-            self._end(step, failed=True, last=last)
+            self.fail(step, error)
             if isinstance(error, Exception) and not isinstance(error, LabError):
                 raise LabError(
                     f"{step.instance}: {title} failed: {type(error).__name__}: "
                     f"{' '.join(str(error).split())}; see {self.log_path(instance)}"
                 ) from error
             raise
+        self.end(step)
+
+    def begin(self, instance: str | None, title: str) -> Step:
+        """Show that a step of *instance* is under way, until :meth:`end` or :meth:`fail`."""
+        step = Step(instance or EVERYBODY, title, self._file(instance), self._lock)
+        step.log("begins")
+        step.lines.clear()
+        with self._lock:
+            self._running.append(step)
+        return step
+
+    def end(self, step: Step) -> None:
+        """Show that *step* has ended well."""
         step.log("ends well")
         self._end(step)
 
-    def report(self, instance: str | None, title: str, seconds: float) -> None:
-        """Show a step that was done and timed elsewhere."""
-        self.console.print(_line(instance or EVERYBODY, title, "✔", seconds), markup=True)
+    def fail(self, step: Step, error: BaseException) -> None:
+        """Show that *step* has failed with *error*, which is kept in its log."""
+        last = list(step.lines) if isinstance(error, Exception) else None
+        step.log("".join(traceback.format_exception(error)).rstrip())
+        self._end(step, failed=True, last=last)
 
     def say(self, text: str) -> None:
         """Show one line that is no step."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from lab.description import Instance
 from lab.errors import LabError
+from lab.parallel import for_each
 from lab.providers import logins, provision
 from lab.providers.base import Finding
 from lab.providers.machines import Machines
@@ -54,8 +54,7 @@ class Hosts(Machines):
         ]
         if begun:
             key = logins.key(self._directory / "key")
-            with ThreadPoolExecutor(len(begun)) as pool:
-                list(pool.map(lambda name: provision.remove(self.administrator(name), key), begun))
+            for_each(begun, lambda name: provision.remove(self.administrator(name), key))
 
     def doctor(self) -> list[Finding]:
         """Whether ssh gets into each of the machines."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lab import ports, processes
+from lab import files, ports, processes
 from lab.bootstrap import base_python
 from lab.description import Instance, Lab
 from lab.errors import LabError
@@ -132,12 +132,6 @@ class Local(Provider):
     def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
         """Give each of *names* its directory and its sshd."""
         instances = [one for one in self.lab.instances if one.name in names]
-        for one in instances:
-            if not one.address.is_loopback:
-                raise LabError(
-                    f"{one.name}: {one.address} is no loopback address: the provider local needs "
-                    "127.x.y.z in lab.yaml"
-                )
         sshd = _program("sshd")
         changed = self._write_files(sshd)
         _make_privilege_separation_directory(self._directory)
@@ -251,14 +245,14 @@ class Local(Provider):
             supervisor += _SUPERVISOR_PROGRAM.substitute(values | {"marks": marks})
             host_key = logins.key(directory / "ssh/host_key")
             known_hosts += f"[{one.address}]:{SSH_PORT} {host_key}\n"
-            _write(directory / "ssh/authorized_keys", f"{key}\n")
-            if _write(directory / "ssh/sshd_config", _SSHD_CONFIG.substitute(values)):
+            files.write(directory / "ssh/authorized_keys", f"{key}\n")
+            if files.write(directory / "ssh/sshd_config", _SSHD_CONFIG.substitute(values)):
                 changed.append(one.name)
-            _write(directory / "bashrc", logins.bashrc(one.name))
-            _write(directory / "login", logins.login(one.name, directory), 0o755)
-        _write(provider / "known_hosts", known_hosts)
-        _write(provider / "supervisord.conf", supervisor)
-        _write(self.ssh_config, ssh_config)
+            files.write(directory / "bashrc", logins.bashrc(one.name))
+            files.write(directory / "login", logins.login(one.name, directory), 0o755)
+        files.write(provider / "known_hosts", known_hosts)
+        files.write(provider / "supervisord.conf", supervisor)
+        files.write(self.ssh_config, ssh_config)
         return changed
 
     def _kill_supervisor(self) -> None:
@@ -340,17 +334,6 @@ def _uv() -> str:
     if found is None:
         raise LabError(f"uv is missing in {sys.prefix}: remove .venv and try again")
     return found
-
-
-def _write(path: Path, text: str, mode: int = 0o600) -> bool:
-    """Make *path* hold *text*, whole or not at all; whether that changed it."""
-    if path.exists() and path.read_text() == text and path.stat().st_mode & 0o777 == mode:
-        return False
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(text)
-    draft.chmod(mode)
-    draft.replace(path)
-    return True
 
 
 def _greets(address: str) -> bool:

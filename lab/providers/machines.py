@@ -10,12 +10,13 @@ import json
 import socket
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lab import files
 from lab.description import Lab
 from lab.errors import LabError
+from lab.parallel import for_each
 from lab.providers import logins, provision
 from lab.providers.base import Host, Needs, Provider
 from lab.providers.provision import HOME, USER, Administrator
@@ -98,12 +99,10 @@ class Machines(Provider):
                 preparation.apply(administrator, name, step.log, steps.say)
                 return self._door(name, administrator)
 
-        with ThreadPoolExecutor(len(names)) as pool:
-            doors = self._doors() | dict(zip(names, pool.map(prepare, names), strict=True))
+        doors = self._doors() | dict(zip(names, for_each(names, prepare), strict=True))
         self._write_doors(doors)
         hosts = [host for host in self.hosts() if host.name in names]
-        with ThreadPoolExecutor(len(names)) as pool:
-            list(pool.map(self._install_uv, hosts))
+        for_each(hosts, self._install_uv)
         return hosts
 
     def hosts(self) -> list[Host]:
@@ -185,9 +184,7 @@ class Machines(Provider):
             ),
         }
         for path, text in texts.items():
-            draft = path.with_name(path.name + ".new")
-            draft.write_text(text)
-            draft.replace(path)
+            files.write(path, text)
 
     def _install_uv(self, host: Host) -> None:
         provision.install_uv(self._remote(host.name), host)

@@ -25,7 +25,7 @@ USER = "stack"
 HOME = Path("/opt/stack")
 #: This repository on the machine.
 SOURCE = HOME / "source"
-#: What of it machines need.
+#: Repository paths uploaded to each machine.
 PARTS = (
     *("openstackoid", "lab", "devstack"),
     *("pyproject.toml", "constraints.txt", "README.org", "LICENSE"),

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, TypeVar
 
 from lab import hypervisors
 from lab.description import Lab
 from lab.errors import LabError
+from lab.parallel import for_each
 from lab.providers.base import Finding
 from lab.providers.machines import Machines
 from lab.steps import Steps
@@ -84,8 +84,7 @@ class Vagrant(Machines):
                         step.log(line.rstrip())
 
             self._call(up)
-        with ThreadPoolExecutor(len(names)) as pool:
-            return dict(zip(names, pool.map(self._ssh_config, names), strict=True))
+        return dict(zip(names, for_each(names, self._ssh_config), strict=True))
 
     def _way_in(self, name: str) -> str:
         return f"vagrant ssh {name}"

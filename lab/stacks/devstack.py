@@ -8,16 +8,16 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jinja2
 
 from lab.description import PROXY_PORT, Lab
 from lab.errors import LabError
 from lab.offers import Offers
+from lab.parallel import for_each
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.providers.provision import USER
@@ -93,21 +93,17 @@ class DevStack(Stack):
             with steps.step(host.name, "flavors, networks and image") as step:
                 machine.offer(step.log)
 
-        with ThreadPoolExecutor(len(hosts)) as pool:
-            for job in [pool.submit(one, host) for host in hosts]:
-                job.result()
+        for_each(hosts, one)
 
     def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
         """Stop DevStack's services; the machines stop with everything else."""
-        with ThreadPoolExecutor(len(hosts) or 1) as pool:
-            list(pool.map(lambda host: _Machine(lab, host, connect(host)).stop(), hosts))
+        for_each(hosts, lambda host: _Machine(lab, host, connect(host)).stop())
 
     def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
         """unstack.sh and clean.sh, where the machines outlive the lab."""
         if lab.provider != "hosts":
             return
-        with ThreadPoolExecutor(len(hosts) or 1) as pool:
-            list(pool.map(lambda host: _Machine(lab, host, connect(host)).clean(), hosts))
+        for_each(hosts, lambda host: _Machine(lab, host, connect(host)).clean())
 
     def status(self, lab: Lab, host: Host, connect: Connect) -> InstanceStatus:
         """What systemd says of DevStack's units, and the proxy of each peer."""
@@ -366,9 +362,7 @@ class _Summary:
         self._secrets = re.compile("|".join(map(re.escape, secrets)))
         self._steps = steps
         self._instance = instance
-        self._title = "stack.sh"
-        self._context: Any = steps.step(instance, self._title)
-        self._step = self._context.__enter__()
+        self._step = steps.begin(instance, "stack.sh")
         self._completed = False
 
     def line(self, text: str) -> None:
@@ -376,16 +370,14 @@ class _Summary:
         self._completed = self._completed or bool(_COMPLETED.search(text))
         found = _SUMMARY.match(text)
         if found and not self._completed:
-            self._context.__exit__(None, None, None)
-            self._title = found["title"]
-            self._context = self._steps.step(self._instance, self._title)
-            self._step = self._context.__enter__()
+            self._steps.end(self._step)
+            self._step = self._steps.begin(self._instance, found["title"])
         else:
             self._step.log(self._secrets.sub("…", text))
 
     def end(self) -> None:
         """stack.sh has come to its end."""
-        self._context.__exit__(None, None, None)
+        self._steps.end(self._step)
 
     def fail(self, status: int, last: str) -> NoReturn:
         """stack.sh has failed with *status*; its log ends with the lines *last*.
@@ -394,8 +386,8 @@ class _Summary:
         """
         self._step.log(self._secrets.sub("…", last))
         error = LabError(
-            f"{self._instance}: stack.sh failed with status {status} at “{self._title}”: "
+            f"{self._instance}: stack.sh failed with status {status} at “{self._step.title}”: "
             f"./setup-env.py logs {self._instance} stack.sh"
         )
-        self._context.__exit__(LabError, error, None)
+        self._steps.fail(self._step, error)
         raise error

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lab.description import PROXY_PORT, Lab
 from lab.errors import LabError
+from lab.parallel import for_each
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
@@ -47,14 +47,11 @@ class Wheels(Stack):
                 clouds[host.name], host.home / ".config" / "openstack" / "clouds.yaml", 0o600
             )
 
-        with ThreadPoolExecutor(len(hosts)) as pool:
-            for job in [pool.submit(one, host) for host in hosts]:
-                job.result()
+        for_each(hosts, one)
 
     def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
         """Stop what runs on *hosts*; the databases end in order."""
-        with ThreadPoolExecutor(len(hosts) or 1) as pool:
-            list(pool.map(lambda host: self._ask(lab, host, connect, "halt"), hosts))
+        for_each(hosts, lambda host: self._ask(lab, host, connect, "halt"))
 
     def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
         """Nothing of this stack lies outside of the instances' directories."""
@@ -113,7 +110,6 @@ class _Events:
         self._steps = steps
         self._instance = instance
         self._step: Step | None = None
-        self._context: Any = None
         self._error = ""
 
     def line(self, text: str) -> None:
@@ -125,10 +121,9 @@ class _Events:
         if not isinstance(event, dict):
             event = {"log": text}
         if "started" in event:
-            self._context = self._steps.step(self._instance, event["started"])
-            self._step = self._context.__enter__()
+            self._step = self._steps.begin(self._instance, event["started"])
         elif "step" in event:
-            self._close(None)
+            self._end_step()
         elif "note" in event:
             self._steps.say(f"{self._instance}: {event['note']}")
         elif "error" in event:
@@ -141,15 +136,19 @@ class _Events:
 
         :raises LabError: when it has.
         """
-        if not ok:
-            error = LabError(f"{self._instance}: {self._error or 'its host gave up'}")
-            self._close(error)
-            raise error
+        if ok:
+            return
+        log = self._steps.log_path(self._instance)
+        what = self._error or f"lab.wheels ended without an error; see {log}"
+        error = LabError(f"{self._instance}: {what}")
+        if self._step:
+            self._steps.fail(self._step, error)
+        raise error
 
-    def _close(self, error: LabError | None) -> None:
-        context, self._context, self._step = self._context, None, None
-        if context is not None:
-            context.__exit__(type(error) if error else None, error, None)
+    def _end_step(self) -> None:
+        step, self._step = self._step, None
+        if step:
+            self._steps.end(step)
 
 
 def _spec(lab: Lab, host: Host) -> Spec:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import jinja2
 
+from lab import files
 from lab.wheels.layout import (
     APIS,
     DATABASE_PORT,
@@ -69,17 +68,6 @@ _PASTE = {
 }
 
 
-def put(path: Path, text: str, mode: int = 0o600) -> bool:
-    """Write *text* to *path* in one step, unless it stands there already; True when it changed."""
-    if path.exists() and path.read_text() == text:
-        return False
-    fresh = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as stream:
-        stream.write(text)
-    fresh.replace(path)
-    return True
-
-
 def proxy(layout: Layout) -> Proxy:
     """What the generator of the scope-aware proxy is told about this instance."""
     return Proxy(
@@ -120,20 +108,20 @@ def configure(layout: Layout) -> bool:
         "erlang_address": layout.spec.address.replace(".", ","),
     }
     for source, target in _PASTE.items():
-        put(layout.directory / target, (layout.prefix / source).read_text())
-    put(layout.etc / "glance" / "glance-image-import.conf", "")
-    put(layout.etc / "rabbitmq" / "enabled_plugins", "[].\n")
-    put(layout.etc / "rabbitmq" / "rabbitmq-env.conf", "")
+        files.write(layout.directory / target, (layout.prefix / source).read_text())
+    files.write(layout.etc / "glance" / "glance-image-import.conf", "")
+    files.write(layout.etc / "rabbitmq" / "enabled_plugins", "[].\n")
+    files.write(layout.etc / "rabbitmq" / "rabbitmq-env.conf", "")
     # The one that Erlang would make is weak.
-    put(layout.data / "rabbitmq" / ".erlang.cookie", layout.spec.passwords["erlang"])
+    files.write(layout.data / "rabbitmq" / ".erlang.cookie", layout.spec.passwords["erlang"])
     for template, target in _FILES.items():
         if template != "supervisord.conf":
-            put(layout.directory / target, _render(template, context))
+            files.write(layout.directory / target, _render(template, context))
     context["programs"] = programs(layout)
     context["digests"] = {
         program.name: _digest(layout, program.files) for program in programs(layout)
     }
-    put(layout.directory / _FILES["supervisord.conf"], _render("supervisord.conf", context))
+    files.write(layout.directory / _FILES["supervisord.conf"], _render("supervisord.conf", context))
     _home(layout)
     return bool(write(proxy(layout)))
 
@@ -141,7 +129,7 @@ def configure(layout: Layout) -> bool:
 def _home(layout: Layout) -> None:
     """Make ``openstack`` work at once in the instance's shell."""
     layout.home.mkdir(parents=True, exist_ok=True)
-    put(
+    files.write(
         layout.home / ".profile",
         f'PATH="{layout.prefix}/bin:$PATH"\nexport PATH OS_CLOUD={layout.spec.name}\n',
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import amqp
 import pymysql
 
-from lab import image, ports
+from lab import files, image, ports
 from lab.supervision import Supervisor
 from lab.wheels import configure, database, launch
 from lab.wheels.forkserver import KINDS, retire
@@ -79,7 +79,7 @@ class Instance:
         if not complete:
             with self._step("accounts, flavors, networks and image"):
                 self._fill()
-                configure.put(ready, resources)
+                files.write(ready, resources)
         self._settle()
 
     def halt(self) -> None:
@@ -108,7 +108,7 @@ class Instance:
         self.supervisor.stop_leftovers()
         self._check_ports()
         Path(self._servers).mkdir(parents=True, exist_ok=True)
-        # Those first that the others wait for.
+        # Start what others wait for first.
         launch.spawn(self._servers, *(kind for kind in KINDS if kind != "client" or not complete))
         running = self.supervisor.states().get("haproxy") == "RUNNING"
         changed = configure.configure(self.layout)

@@ -27,7 +27,7 @@ def test_a_step_shows_one_line_and_keeps_the_rest_in_the_log(tmp_path: Path) -> 
     with plain(tmp_path) as steps:
         with steps.step("InstanceOne", "databases") as step:
             step.log("a detail\nand another")
-        steps.report("InstanceTwo", "schema", 1.25)
+        steps.end(steps.begin("InstanceTwo", "schema"))
         with steps.step(None, "release"):
             pass
     assert [line.split()[:3] for line in shown(steps).splitlines()] == [
