@@ -10,7 +10,7 @@ from lab.description import Choices, Lab, load
 from lab.errors import LabError
 from lab.providers import PROVIDERS, provider
 from lab.providers.base import Finding
-from lab.stacks import STACKS, stack
+from lab.stacks import STACKS, stack_class
 
 
 def report(root: Path) -> Iterator[str]:
@@ -30,7 +30,7 @@ def report(root: Path) -> Iterator[str]:
         yield from _section(f"provider {name}", [*packaged(one.debian_packages), *one.doctor()])
     for name in STACKS:
         # On hosts elsewhere, `up` brings them.
-        yield from _section(f"stack {name}", packaged(stack(name).needs.packages))
+        yield from _section(f"stack {name}", packaged(stack_class(name).needs.packages))
 
 
 def _load(root: Path, name: str) -> Lab | LabError:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from lab import files, packages, processes, providers, stacks
 from lab.description import Choices, Decide, Lab, load
 from lab.errors import LabError
 from lab.providers.base import Host, Provider
-from lab.ssh import Remote
 from lab.stacks.base import InstanceStatus, Stack
 from lab.steps import Steps
 
@@ -31,7 +30,6 @@ class Running:
     choices: Choices
     provider: Provider
     stack: Stack
-    _remotes: dict[str, Remote] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -58,7 +56,8 @@ class Running:
                     f"the lab has the {key} {made}: ./setup-env.py destroy, then it can have the "
                     f"{key} {wanted}"
                 )
-        found = cls(lab, choices, providers.provider(lab), stacks.stack(lab.stack))
+        provider_ = providers.provider(lab)
+        found = cls(lab, choices, provider_, stacks.stack(lab, provider_.connect))
         if found.stack.needs.root and found.provider.is_here:
             raise LabError(
                 f"the stack {lab.stack} takes over a whole machine: --provider vagrant or hosts"
@@ -70,12 +69,6 @@ class Running:
         """What this machine needs of Debian for the lab."""
         of_hosts = self.stack.needs.packages if self.provider.is_here else ()
         return (*self.provider.debian_packages, *of_hosts, "tmux")
-
-    def connect(self, host: Host) -> Remote:
-        """The connection to *host*; one for all who ask."""
-        if host.name not in self._remotes:
-            self._remotes[host.name] = Remote(self.provider.ssh_config, host.name)
-        return self._remotes[host.name]
 
     def hosts_up(self) -> list[Host]:
         """The hosts that ssh reaches."""
@@ -104,8 +97,8 @@ class Running:
             packages.ensure(self.debian_packages, steps.say, self.lab.state / "log")
             self._stop_surplus()
             hosts = self.provider.up(chosen, self.stack.needs, steps)
-            self.stack.up(self.lab, hosts, self.connect, steps)
-            files.write(self.lab.state / "clouds.yaml", yaml.safe_dump(self.stack.clouds(self.lab)))
+            self.stack.up(hosts, steps)
+            files.write(self.lab.state / "clouds.yaml", yaml.safe_dump(self.stack.clouds()))
             self.show()
 
     def show(self) -> None:
@@ -129,7 +122,7 @@ class Running:
             hosts = [host for host in self.hosts_up() if host.name in chosen]
             if hosts:
                 with steps.step(None, f"halt {self.stack.name}"):
-                    self.stack.halt(self.lab, hosts, self.connect)
+                    self.stack.halt(hosts)
             with steps.step(None, "halt hosts"):
                 self.provider.halt(chosen)
 
@@ -143,7 +136,7 @@ class Running:
         for one in self.lab.instances:
             seen = InstanceStatus(one.name, str(one.address))
             if one.name in hosts:
-                seen = self.stack.status(self.lab, hosts[one.name], self.connect)
+                seen = self.stack.status(hosts[one.name])
             instances.append({**asdict(seen), "up": one.name in hosts})
         return {
             "provider": self.provider.name,
@@ -159,12 +152,12 @@ class Running:
         :raises LabError: when there is no such service.
         """
         host = next(host for host in self.hosts_up() if host.name == name)
-        known = self.stack.logs(self.lab, host, self.connect)
+        known = self.stack.logs(host)
         if service is not None and service not in known:
             raise LabError(f"unknown service {service!r}: known are {', '.join(sorted(known))}")
         lines = "+1" if service and not follow else "20"
         services = [service] if service else known
-        return self.stack.log_command(self.lab, host, services, lines=lines, follow=follow)
+        return self.stack.log_command(host, services, lines=lines, follow=follow)
 
     def _stop_surplus(self) -> None:
         """Stop instances that the lab had and, after another ``-n``, has no more."""
@@ -186,7 +179,7 @@ def destroy(root: Path) -> None:
             running = _readable(root)
             if running is not None:
                 hosts = running.hosts_up()
-                running.stack.destroy(running.lab, hosts, running.connect)
+                running.stack.destroy(hosts)
                 running.provider.destroy()
             processes.stop_all(state)
             _remove(state)

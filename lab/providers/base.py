@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.description import Lab
+from lab.ssh import Remote
 from lab.steps import Steps
 
 
@@ -18,7 +19,7 @@ class Host:
     *directory* is the instance's own, *shared* belongs to all instances on the same host, *home*
     is where a login lands; *source* is this repository there, *python* a Python to base virtual
     environments on, *uv* the path of uv; *environment* has the variables by which packages are
-    fetched there.
+    fetched there. *user* is who logs in. A host that *outlives_lab* has to be left as it was found.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Host:
     python: str
     uv: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    user: str = ""
+    outlives_lab: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ class Provider(ABC):
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
+        self._remotes: dict[str, Remote] = {}
+
+    def connect(self, host: Host) -> Remote:
+        """The connection to *host*; one for all who ask."""
+        if host.name not in self._remotes:
+            self._remotes[host.name] = Remote(self.ssh_config, host.name)
+        return self._remotes[host.name]
 
     @property
     def ssh_config(self) -> Path:

@@ -36,6 +36,7 @@ class Hosts(Machines):
     """Machines that ``ssh`` in lab.yaml says how to reach, by default their address."""
 
     name = "hosts"
+    machines_stay = True
     debian_packages = ("openssh-client",)
 
     def halt(self, names: Sequence[str]) -> None:

@@ -205,6 +205,7 @@ class Local(Provider):
                 for name, value in os.environ.items()
                 if name.upper().startswith(_PACKAGE_VARIABLES)
             },
+            user=getpass.getuser(),
         )
 
     def _values(self, instance: Instance, sshd: str) -> dict[str, str]:

@@ -65,6 +65,9 @@ class Door:
 class Machines(Provider):
     """Machines that let somebody in already: ``NAME.administrator`` is the ssh_config for that."""
 
+    #: Whether the machines are there after the lab.
+    machines_stay = False
+
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
         self._directory = lab.state / "provider"
@@ -119,6 +122,8 @@ class Machines(Provider):
                 python=_PYTHON,
                 uv=str(HOME / "shared" / "uv" / "bin" / "uv"),
                 environment=provision.environment(self.lab.mirrors),
+                user=USER,
+                outlives_lab=self.machines_stay,
             )
             for one in self.lab.instances
             if one.name in doors

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from lab.description import Lab
 from lab.errors import LabError
-from lab.stacks.base import Stack
+from lab.stacks.base import Connect, Stack
 
 #: Where the class of each stack is: only the chosen one is imported.
 STACKS = {"wheels": "lab.stacks.wheels:Wheels", "devstack": "lab.stacks.devstack:DevStack"}
 
 
-def stack(name: str) -> Stack:
-    """The stack called *name*.
+def stack_class(name: str) -> type[Stack]:
+    """The class of the stack called *name*.
 
     :raises LabError: when it is not installed.
     """
@@ -21,4 +22,12 @@ def stack(name: str) -> Stack:
         found: type[Stack] = getattr(import_module(module), cls)
     except ImportError as error:
         raise LabError(f"the stack {name} cannot be loaded: {error}") from error
-    return found()
+    return found
+
+
+def stack(lab: Lab, connect: Connect) -> Stack:
+    """The stack of *lab*, whose hosts *connect* reaches.
+
+    :raises LabError: when it is not installed.
+    """
+    return stack_class(lab.stack)(lab, connect)

@@ -39,7 +39,7 @@ class InstanceStatus:
 
 
 class Stack(ABC):
-    """An OpenStack on each of the hosts."""
+    """An OpenStack on each of the hosts of *lab*; *connect* reaches a host."""
 
     #: As it is called in lab.yaml.
     name: str
@@ -50,32 +50,36 @@ class Stack(ABC):
     #: That account which is an ordinary user, in the project ``demo``: others know no other one.
     member: str = "demo"
 
+    def __init__(self, lab: Lab, connect: Connect) -> None:
+        self.lab = lab
+        self.connect = connect
+
     @abstractmethod
-    def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
+    def up(self, hosts: Sequence[Host], steps: Steps) -> None:
         """Bring the OpenStacks on *hosts* up, from any state.
 
         :raises LabError: when one of them cannot be brought up.
         """
 
     @abstractmethod
-    def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+    def halt(self, hosts: Sequence[Host]) -> None:
         """Stop the OpenStacks on *hosts*, keeping their data; stopped already is no error."""
 
     @abstractmethod
-    def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+    def destroy(self, hosts: Sequence[Host]) -> None:
         """Remove from *hosts* what lies outside of the instances' directories; from any state."""
 
     @abstractmethod
-    def status(self, lab: Lab, host: Host, connect: Connect) -> InstanceStatus:
+    def status(self, host: Host) -> InstanceStatus:
         """The state of the OpenStack on *host*, which ssh reaches."""
 
     @abstractmethod
-    def logs(self, lab: Lab, host: Host, connect: Connect) -> tuple[str, ...]:
+    def logs(self, host: Host) -> tuple[str, ...]:
         """What on *host* has a log, the proxy included."""
 
     @abstractmethod
     def log_command(
-        self, lab: Lab, host: Host, services: Sequence[str], *, lines: str, follow: bool
+        self, host: Host, services: Sequence[str], *, lines: str, follow: bool
     ) -> list[str]:
         """The command on *host* that prints the logs of *services*.
 
@@ -83,7 +87,7 @@ class Stack(ABC):
         on with what comes in.
         """
 
-    def clouds(self, lab: Lab, home: str | None = None) -> dict[str, Any]:
+    def clouds(self, home: str | None = None) -> dict[str, Any]:
         """The content of ``clouds.yaml``: each instance's administrator, through its own proxy.
 
         Within the instance *home*, the others are there as their ordinary users.
@@ -99,7 +103,7 @@ class Stack(ABC):
                 "auth": {
                     "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
                     "username": user,
-                    "password": passwords(lab, instance.name, self.accounts)[user],
+                    "password": passwords(self.lab, instance.name, self.accounts)[user],
                     "project_name": project,
                     "user_domain_name": "Default",
                     "project_domain_name": "Default",
@@ -108,11 +112,10 @@ class Stack(ABC):
                 "identity_api_version": 3,
             }
 
-        return {"clouds": {instance.name: cloud(instance) for instance in lab.instances}}
+        return {"clouds": {instance.name: cloud(instance) for instance in self.lab.instances}}
 
-    def homes(self, lab: Lab, hosts: Iterable[Host]) -> dict[str, str]:
+    def homes(self, hosts: Iterable[Host]) -> dict[str, str]:
         """What ``clouds.yaml`` holds in the home of each of *hosts*, by their names."""
         return {
-            host.name: yaml.safe_dump(self.clouds(lab, host.name), sort_keys=False)
-            for host in hosts
+            host.name: yaml.safe_dump(self.clouds(host.name), sort_keys=False) for host in hosts
         }

@@ -20,9 +20,8 @@ from lab.offers import Offers
 from lab.parallel import for_each
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
-from lab.providers.provision import USER
 from lab.ssh import Remote, Result
-from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
+from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
 
 #: DevStack's own ordinary users have the administrator's password: this one is ours.
@@ -72,12 +71,12 @@ class DevStack(Stack):
     accounts = ACCOUNTS
     member = MEMBER
 
-    def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
+    def up(self, hosts: Sequence[Host], steps: Steps) -> None:
         """Have stack.sh run to its end on all *hosts* side by side, and once only."""
-        clouds = self.homes(lab, hosts)
+        clouds = self.homes(hosts)
 
         def one(host: Host) -> None:
-            machine = _Machine(lab, host, connect(host))
+            machine = self._machine(host)
             with steps.step(host.name, "DevStack and plugin") as step:
                 machine.fetch(step.log)
             if machine.is_stacked():
@@ -95,28 +94,27 @@ class DevStack(Stack):
 
         for_each(hosts, one)
 
-    def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+    def halt(self, hosts: Sequence[Host]) -> None:
         """Stop DevStack's services; the machines stop with everything else."""
-        for_each(hosts, lambda host: _Machine(lab, host, connect(host)).stop())
+        for_each(hosts, lambda host: self._machine(host).stop())
 
-    def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+    def destroy(self, hosts: Sequence[Host]) -> None:
         """unstack.sh and clean.sh, where the machines outlive the lab."""
-        if lab.provider != "hosts":
-            return
-        for_each(hosts, lambda host: _Machine(lab, host, connect(host)).clean())
+        kept = [host for host in hosts if host.outlives_lab]
+        for_each(kept, lambda host: self._machine(host).clean())
 
-    def status(self, lab: Lab, host: Host, connect: Connect) -> InstanceStatus:
+    def status(self, host: Host) -> InstanceStatus:
         """What systemd says of DevStack's units, and the proxy of each peer."""
-        machine = _Machine(lab, host, connect(host))
+        machine = self._machine(host)
         return InstanceStatus(host.name, host.address, machine.services(), machine.peers())
 
-    def logs(self, lab: Lab, host: Host, connect: Connect) -> tuple[str, ...]:
+    def logs(self, host: Host) -> tuple[str, ...]:
         """DevStack's units, and stack.sh itself."""
-        services = _Machine(lab, host, connect(host)).services()
+        services = self._machine(host).services()
         return ("stack.sh", *(service.name for service in services))
 
     def log_command(
-        self, lab: Lab, host: Host, services: Sequence[str], *, lines: str, follow: bool
+        self, host: Host, services: Sequence[str], *, lines: str, follow: bool
     ) -> list[str]:
         """The journal's; stack.sh has a file."""
         if list(services) == ["stack.sh"]:
@@ -125,6 +123,9 @@ class DevStack(Stack):
         number = "all" if lines == "+1" else lines
         flags = ["--no-pager", "--output=cat", f"--lines={number}", *(["-f"] if follow else [])]
         return ["sudo", "journalctl", *flags, *units]
+
+    def _machine(self, host: Host) -> _Machine:
+        return _Machine(self.lab, host, self.connect(host))
 
 
 class _Machine:
@@ -194,7 +195,14 @@ class _Machine:
         waiting.
         """
         variables = [f"--setenv={key}={value}" for key, value in self._host.environment.items()]
-        service = ["--pipe", "--wait", "--collect", "--quiet", f"--uid={USER}", *variables]
+        service = [
+            "--pipe",
+            "--wait",
+            "--collect",
+            "--quiet",
+            f"--uid={self._host.user}",
+            *variables,
+        ]
         return self._remote.run(
             [
                 *("sudo", "systemd-run", *service, f"--working-directory={_DEVSTACK}", "--"),

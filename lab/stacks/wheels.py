@@ -14,7 +14,7 @@ from lab.errors import LabError
 from lab.parallel import for_each
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
-from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
+from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Step, Steps
 from lab.wheels.layout import Layout
 from lab.wheels.programs import programs
@@ -28,12 +28,12 @@ class Wheels(Stack):
     needs = Needs(packages=("haproxy", "mariadb-server", "rabbitmq-server"))
     accounts = ACCOUNTS
 
-    def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
+    def up(self, hosts: Sequence[Host], steps: Steps) -> None:
         """Install and start OpenStack on all *hosts* side by side."""
-        clouds = self.homes(lab, hosts)
+        clouds = self.homes(hosts)
 
         def one(host: Host) -> None:
-            remote = connect(host)
+            remote = self.connect(host)
             with steps.step(host.name, "OpenStack from PyPI") as step:
                 installer = str(host.source / "lab" / "wheels" / "install.py")
                 remote.run(
@@ -41,7 +41,7 @@ class Wheels(Stack):
                     on_line=step.log,
                     env=host.environment,
                 )
-            self._host_up(lab, host, connect, steps)
+            self._host_up(host, steps)
             remote.run(["mkdir", "-p", str(host.home / ".config" / "openstack")])
             remote.put(
                 clouds[host.name], host.home / ".config" / "openstack" / "clouds.yaml", 0o600
@@ -49,51 +49,51 @@ class Wheels(Stack):
 
         for_each(hosts, one)
 
-    def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+    def halt(self, hosts: Sequence[Host]) -> None:
         """Stop what runs on *hosts*; the databases end in order."""
-        for_each(hosts, lambda host: self._ask(lab, host, connect, "halt"))
+        for_each(hosts, lambda host: self._ask(host, "halt"))
 
-    def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+    def destroy(self, hosts: Sequence[Host]) -> None:
         """Nothing of this stack lies outside of the instances' directories."""
 
-    def status(self, lab: Lab, host: Host, connect: Connect) -> InstanceStatus:
+    def status(self, host: Host) -> InstanceStatus:
         """What supervisor says of each program, and the proxy of each peer."""
-        answer = self._ask(lab, host, connect, "status")
+        answer = self._ask(host, "status")
         states: Mapping[str, str] = answer.get("programs", {})
         services = [
             ServiceState(program.name, states.get(program.name, "STOPPED").lower())
-            for program in programs(Layout(_spec(lab, host)))
+            for program in programs(Layout(_spec(self.lab, host)))
         ]
         return InstanceStatus(host.name, host.address, services, dict(answer.get("peers", {})))
 
-    def logs(self, lab: Lab, host: Host, connect: Connect) -> tuple[str, ...]:
+    def logs(self, host: Host) -> tuple[str, ...]:
         """Every program that supervisor runs."""
-        return tuple(program.name for program in programs(Layout(_spec(lab, host))))
+        return tuple(program.name for program in programs(Layout(_spec(self.lab, host))))
 
     def log_command(
-        self, lab: Lab, host: Host, services: Sequence[str], *, lines: str, follow: bool
+        self, host: Host, services: Sequence[str], *, lines: str, follow: bool
     ) -> list[str]:
         """One file per program, shown by tail."""
-        paths = [str(Layout(_spec(lab, host)).log / f"{name}.log") for name in services]
+        paths = [str(Layout(_spec(self.lab, host)).log / f"{name}.log") for name in services]
         return ["tail", "-n", lines, *(["-F"] if follow else []), "--", *paths]
 
-    def _host_up(self, lab: Lab, host: Host, connect: Connect, steps: Steps) -> None:
+    def _host_up(self, host: Host, steps: Steps) -> None:
         """Have the host bring its instance up; its steps become ours."""
-        spec = _spec(lab, host).to_json()
+        spec = _spec(self.lab, host).to_json()
         events = _Events(steps, host.name)
         python = str(host.shared / "venv" / "bin" / "python")
-        remote = connect(host)
+        remote = self.connect(host)
         result = remote.run(
             [python, "-m", "lab.wheels", "up"], stdin=spec, on_line=events.line, check=False
         )
         events.end(result.ok)
 
-    def _ask(self, lab: Lab, host: Host, connect: Connect, command: str) -> dict[str, Any]:
+    def _ask(self, host: Host, command: str) -> dict[str, Any]:
         """What ``python -m lab.wheels COMMAND`` answers on the host; {} where it is not there."""
         python = host.shared / "venv" / "bin" / "python"
-        result = connect(host).run(
+        result = self.connect(host).run(
             [str(python), "-m", "lab.wheels", command],
-            stdin=_spec(lab, host).to_json(),
+            stdin=_spec(self.lab, host).to_json(),
             check=False,
         )
         lines = result.stdout.splitlines()

@@ -64,7 +64,7 @@ class Shell:
 
     def user(self, home: Shell) -> str:
         """The ID of the instance's own user who a shell in *home* is here."""
-        member = stacks.stack(self.lab.description.stack).member
+        member = stacks.stack_class(self.lab.description.stack).member
         name = "admin" if home is self else member
         return self.sql(f"SELECT user_id FROM keystone.local_user WHERE name = '{name}'")[0][0]
 

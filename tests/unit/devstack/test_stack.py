@@ -134,7 +134,7 @@ class Up:
             uv="uv",
         )
         with Steps(self.root / "log", Console(file=self.shown, width=200)) as steps:
-            DevStack().up(lab, [host], lambda _: cast(Remote, self.machine), steps)
+            DevStack(lab, lambda _: cast(Remote, self.machine)).up([host], steps)
         return self.shown.getvalue()
 
 
@@ -184,7 +184,9 @@ def test_other_instances_come_in_as_a_user_who_is_made_there(root: Path, up: Up)
     up(lab)
     [offers] = [text for line, text in up.machine.inputs.items() if "lab.offers" in line]
     made = json.loads(offers)["member"]
-    known = DevStack().clouds(lab, "InstanceTwo")["clouds"]["InstanceOne"]["auth"]
+    known = DevStack(lab, lambda _: cast(Remote, None)).clouds("InstanceTwo")["clouds"][
+        "InstanceOne"
+    ]["auth"]
     assert made == {"name": known["username"], "password": known["password"]}
     assert made["password"] != passwords(lab, "InstanceOne", ACCOUNTS)["admin"]
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from lab import stacks
 from lab.cli import main
-from lab.description import Lab
 from lab.providers.base import Host
-from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
+from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
 
 
@@ -23,36 +22,36 @@ class Placeholder(Stack):
 
     name = "wheels"
 
-    def up(self, lab: Lab, hosts: Sequence[Host], connect: Connect, steps: Steps) -> None:
+    def up(self, hosts: Sequence[Host], steps: Steps) -> None:
         for host in hosts:
             with steps.step(host.name, "service") as step:
-                remote = connect(host)
+                remote = self.connect(host)
                 profile = f"export OS_CLOUD={host.name} FROM_PROFILE=yes\n"
                 remote.put(profile, host.home / ".profile")
                 start = f"setsid sleep 86400 >>{host.directory}/service.log 2>&1 & echo $!"
                 remote.run(["sh", "-c", f"echo started > {host.directory}/service.log"])
                 remote.run(["sh", "-c", start], on_line=step.log)
 
-    def halt(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+    def halt(self, hosts: Sequence[Host]) -> None:
         pass
 
-    def destroy(self, lab: Lab, hosts: Sequence[Host], connect: Connect) -> None:
+    def destroy(self, hosts: Sequence[Host]) -> None:
         pass
 
-    def status(self, lab: Lab, host: Host, connect: Connect) -> InstanceStatus:
-        peers = {peer.name: "UP" for peer in lab.peers(host.name)}
+    def status(self, host: Host) -> InstanceStatus:
+        peers = {peer.name: "UP" for peer in self.lab.peers(host.name)}
         return InstanceStatus(host.name, host.address, [ServiceState("sleep", "running")], peers)
 
-    def logs(self, lab: Lab, host: Host, connect: Connect) -> tuple[str, ...]:
+    def logs(self, host: Host) -> tuple[str, ...]:
         return ("sleep",)
 
     def log_command(
-        self, lab: Lab, host: Host, services: Sequence[str], *, lines: str, follow: bool
+        self, host: Host, services: Sequence[str], *, lines: str, follow: bool
     ) -> list[str]:
         return ["cat", f"{host.directory}/service.log"]
 
-    def clouds(self, lab: Lab, home: str | None = None) -> dict[str, Any]:
-        return {"clouds": {name: {"region_name": name} for name in lab.names}}
+    def clouds(self, home: str | None = None) -> dict[str, Any]:
+        return {"clouds": {name: {"region_name": name} for name in self.lab.names}}
 
 
 if __name__ == "__main__":

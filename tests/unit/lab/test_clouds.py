@@ -13,6 +13,11 @@ from lab import stacks
 from lab.description import Lab, load
 from lab.passwords import passwords
 from lab.providers.base import Host
+from lab.ssh import Remote
+
+
+def reach_nobody(host: Host) -> Remote:
+    raise AssertionError(f"{host.name} was called")
 
 
 @pytest.fixture
@@ -27,11 +32,11 @@ def lab() -> Iterator[Lab]:
 
 @pytest.mark.parametrize("name", ["wheels", "devstack"])
 def test_an_instance_knows_no_administrator_but_its_own(lab: Lab, name: str) -> None:
-    stack = stacks.stack(name)
+    stack = stacks.stack_class(name)(lab, reach_nobody)
     secrets = {one: passwords(lab, one, stack.accounts) for one in lab.names}
     home = Path("/home")
     hosts = [Host(one, "", home, home, home, home, "", "") for one in lab.names]
-    for one, text in stack.homes(lab, hosts).items():
+    for one, text in stack.homes(hosts).items():
         clouds = yaml.safe_load(text)["clouds"]
         [other] = set(clouds) - {one}
         assert clouds[one]["auth"]["password"] == secrets[one]["admin"]
@@ -41,7 +46,7 @@ def test_an_instance_knows_no_administrator_but_its_own(lab: Lab, name: str) -> 
 
 
 def test_the_owner_of_the_lab_is_administrator_everywhere(lab: Lab) -> None:
-    stack = stacks.stack("wheels")
-    for name, cloud in stack.clouds(lab)["clouds"].items():
+    stack = stacks.stack(lab, reach_nobody)
+    for name, cloud in stack.clouds()["clouds"].items():
         assert cloud["auth"]["username"] == cloud["auth"]["project_name"] == "admin"
         assert cloud["auth"]["password"] == passwords(lab, name, stack.accounts)["admin"]
