@@ -7,15 +7,16 @@
 --   txn.mints     true where a login gets a tagged token, with the tag in txn.tag
 --   txn.alone     true where a foreign token validates itself
 --   txn.elsewhere why a new server may have no network, in JSON's escapes
--- and rewrites the path and the headers for the service or the peer. It raises no error on purpose but
--- refusals; after any other error, txn.route is missing and haproxy.cfg refuses the request.
+-- and rewrites the path and the headers for the service or the peer. If this file fails, txn.route is
+-- missing, and haproxy.cfg refuses the request.
 
 local facts = require("facts")
 
 -- The headers that may stand once, as messages call them and as HAProxy does.
 local SINGLE = { "X-Scope", "X-Auth-Token", "X-Subject-Token", "X-Service-Token" }
 local SINGLE_LOWER = { "x-scope", "x-auth-token", "x-subject-token", "x-service-token" }
-local KEPT_AT_MOST = 1000
+-- How many scopes are kept once they were understood, and how many characters such a one may have.
+local KEPT_AT_MOST, LONGEST_KEPT = 1000, 1000
 local REASONS = { [400] = "Bad Request", [401] = "Unauthorized", [404] = "Not Found" }
 
 -- Headers that keystonemiddleware reads an identity from, or writes one into for its service
@@ -199,10 +200,12 @@ local function understand(txn, header, url, tag)
         carried = (header or url or tag) ~= nil,
         tag_issuer = scopes[3].identity,
     }
-    if kept_count == KEPT_AT_MOST then
-        kept, kept_count = {}, 0
+    if #key <= LONGEST_KEPT then
+        if kept_count == KEPT_AT_MOST then
+            kept, kept_count = {}, 0
+        end
+        kept[key], kept_count = known, kept_count + 1
     end
-    kept[key], kept_count = known, kept_count + 1
     return known
 end
 
@@ -248,8 +251,10 @@ local function refuse_headers(headers)
             refuse(400, "the header " .. name .. " is not for clients: send the token in X-Auth-Token")
         end
     end
-    if is_tagged(value_of(headers, "authorization")) then
-        refuse(400, "a tagged token belongs into X-Auth-Token, not into Authorization")
+    for _, value in pairs(headers.authorization or {}) do
+        if is_tagged(value) then
+            refuse(400, "send a tagged token in X-Auth-Token, not in Authorization")
+        end
     end
 end
 

@@ -175,7 +175,7 @@ class _Step:
         if any(self.request.values(name) for name in FORGED):
             raise _Fault(400, "the header ")
         if any(_is_tagged(value) for value in self.request.values("Authorization")):
-            raise _Fault(400, "a tagged token belongs into X-Auth-Token")
+            raise _Fault(400, "send a tagged token in X-Auth-Token")
 
     def _set(self, name: str, value: str | None) -> None:
         self.request = self.request.with_header(name, value)
