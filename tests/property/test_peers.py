@@ -104,7 +104,7 @@ def test_a_validation_at_an_issuer_that_hangs_has_a_deadline(
     peer.hang()
     answer, seconds = send(here, TOKENS, ("X-Auth-Token", "ours"), ("X-Subject-Token", FOREIGN))
     assert answer.status == 503
-    assert "Other cannot be asked about its tokens" in answer.json()["error"]["message"]
+    assert "does not answer a question about a token" in answer.json()["error"]["message"]
     assert seconds < LIMIT
 
 
