@@ -290,8 +290,8 @@ def load(root: Path, choices: Choices | None = None, decide: Decide | None = Non
     """The lab that ``lab.yaml`` in *root* describes, with *choices* (default: those kept) applied.
 
     Reading starts no process. Only where the provider is ``auto``, *decide* may. Without it, the
-    lab keeps the provider ``auto`` and has the addresses of the provider ``local``: that is enough
-    for a lab that was not brought up yet.
+    lab keeps the provider ``auto`` and has the addresses of the provider ``local`` or, where those
+    have no pattern, of ``vagrant``: that is enough for a lab that was not brought up yet.
 
     :raises LabError: naming the key that is wrong and what is allowed there.
     """
@@ -368,7 +368,9 @@ def _fill_addresses(raw: dict[str, Any]) -> None:
     provider = raw["provider"]
     if not isinstance(patterns, dict) or not isinstance(provider, str):
         return
-    pattern = patterns.get("local" if provider == "auto" else provider)
+    if provider == "auto":
+        provider = "local" if patterns.get("local") else "vagrant"
+    pattern = patterns.get(provider)
     if not isinstance(pattern, str) or not isinstance(instances, list):
         return
     # A wrong pattern is the validation's business.

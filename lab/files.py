@@ -11,13 +11,14 @@ def write(path: Path, text: str, mode: int = 0o600) -> bool:
 
     :raises OSError: when it cannot be written; what was there before stays.
     """
-    if path.exists() and path.read_text() == text and path.stat().st_mode & 0o777 == mode:
+    content = text.encode()
+    if path.exists() and path.read_bytes() == content and path.stat().st_mode & 0o777 == mode:
         return False
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with os.fdopen(os.open(draft, flags, mode), "w", encoding="utf-8") as file:
+    with os.fdopen(os.open(draft, flags, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)
-        file.write(text)
+        file.write(content)
     draft.replace(path)
     return True

@@ -58,7 +58,8 @@ class Running:
                 )
         provider_ = providers.provider(lab)
         found = cls(lab, choices, provider_, stacks.stack(lab, provider_.connect))
-        if found.stack.needs.root and found.provider.is_here:
+        # Of a lab whose provider is still open, nobody knows what its hosts are.
+        if lab.provider != "auto" and found.stack.needs.root and found.provider.is_here:
             raise LabError(
                 f"the stack {lab.stack} takes over a whole machine: --provider vagrant or hosts"
             )
@@ -139,7 +140,7 @@ class Running:
                 seen = self.stack.status(hosts[one.name])
             instances.append({**asdict(seen), "up": one.name in hosts})
         return {
-            "provider": self.provider.name,
+            "provider": self.lab.provider,
             "stack": self.stack.name,
             "instances": instances,
         }

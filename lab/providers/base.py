@@ -57,8 +57,6 @@ class Provider(ABC):
 
     #: As it is called in lab.yaml.
     name: str
-    #: Debian packages that it needs on this machine.
-    debian_packages: tuple[str, ...] = ()
     #: Whether its hosts are this machine.
     is_here: bool = False
 
@@ -71,6 +69,11 @@ class Provider(ABC):
         if host.name not in self._remotes:
             self._remotes[host.name] = Remote(self.ssh_config, host.name)
         return self._remotes[host.name]
+
+    @property
+    def debian_packages(self) -> tuple[str, ...]:
+        """Debian packages that it needs on this machine."""
+        return ()
 
     @property
     def ssh_config(self) -> Path:

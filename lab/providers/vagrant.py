@@ -42,13 +42,17 @@ class Vagrant(Machines):
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
         self._chosen = lab.vagrant.provider if lab.vagrant else None
+
+    @property
+    def debian_packages(self) -> tuple[str, ...]:
+        """Those of Vagrant and its hypervisor that this machine lacks; it is asked only here."""
         packages = ["openssh-client"]
         # Who has Vagrant from elsewhere, HashiCorp's for example, keeps it.
         if shutil.which("vagrant") is None:
             packages.append("vagrant")
         if self._chosen and not hypervisors.works(self._chosen):
             packages += _PACKAGES.get(self._chosen, ())
-        self.debian_packages = tuple(packages)
+        return tuple(packages)
 
     def halt(self, names: Sequence[str]) -> None:
         """``vagrant halt``."""

@@ -11,10 +11,11 @@ from pathlib import Path
 import click
 import pytest
 
-from lab import cli
+from lab import cli, hypervisors
 from lab.description import Choices, Decide, Lab, load
 from lab.errors import LabError
 from lab.hypervisors import decide
+from lab.running import Running
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO = "instances: [{name: A, address: 127.0.1.1}, {name: B, address: 127.0.2.1}]\n"
@@ -283,3 +284,36 @@ def test_a_path_too_long_for_sockets_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_path_that_configurations_cannot_quote_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="letters, digits"):
         load(tmp_path / "a b")
+
+
+def test_a_lab_without_a_provider_yet_is_read_with_the_addresses_that_there_are(
+    tmp_path: Path,
+) -> None:
+    text = (
+        "instances: [{name: A}]\naddresses: {vagrant: 192.0.2.1%d}\n"
+        "vagrant: {box: x, cpus: 1, memory: 512}\n"
+    )
+    lab = described(tmp_path, text)
+    assert (lab.provider, str(lab.instances[0].address)) == ("auto", "192.0.2.11")
+
+
+def test_a_lab_without_a_provider_yet_is_down_whatever_its_stack_needs(tmp_path: Path) -> None:
+    machines = "vagrant: {box: x, cpus: 1, memory: 512}\nstack: devstack\n"
+    lab = described(tmp_path, TWO + machines)
+    status = Running.of(lab.root).status()
+    assert status["provider"] == "auto"
+    assert not any(one["up"] for one in status["instances"])
+
+
+def test_the_status_of_a_lab_on_vagrant_asks_no_hypervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(hypervisors, "_DEVICES", {})
+    machines = "vagrant: {box: x, cpus: 1, memory: 512, provider: libvirt}\n"
+    lab = described(tmp_path, TWO + machines, Choices(provider="vagrant"))
+    Choices(provider="vagrant").keep(lab.state)
+    assert Running.of(lab.root).status()["provider"] == "vagrant"
