@@ -32,6 +32,7 @@ _SLOW = (
     "unit/lab/test_cli.py",
     "unit/lab/test_hosts.py",
     "unit/lab/test_leftovers.py",
+    "unit/lab/test_ssh.py",
     "unit/lab/test_tmux.py",
 )
 
