@@ -39,7 +39,8 @@ def draw(panes: list[tuple[str, list[str]]], width: int = 100) -> str:
             for line in "\n".join(lines).rstrip().splitlines():
                 console.print(Text.from_ansi(line), soft_wrap=True)
         picture = console.export_svg(title="./setup-env.py up")
-    return re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
+    # rich names its own site in a comment, and sites to load fonts from.
+    return re.sub(r" *<!--.*?-->\n|@font-face \{.*?\}", "", picture, flags=re.DOTALL)
 
 
 def _tmux(*arguments: str) -> list[str]:
