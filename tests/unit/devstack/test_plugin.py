@@ -291,6 +291,17 @@ def test_volumes_and_their_images_go_through_the_proxy_too(devstack: DevStack) -
     assert cinder["oslo_middleware"]["enable_proxy_headers_parsing"] == "True"
 
 
+@pytest.mark.parametrize(("setting", "written"), [(None, "30"), ("5", "5"), ("0", "-1")])
+def test_a_validated_token_is_believed_for_as_long_as_the_setting_says(
+    devstack: DevStack, setting: str | None, written: str
+) -> None:
+    # To keystonemiddleware, 0 would be "until the token expires".
+    if setting is not None:
+        devstack.local_conf["OPENSTACKOID_TOKEN_CACHE"] = setting
+    devstack.stack()
+    assert devstack.options("nova.conf")["keystone_authtoken"]["token_cache_time"] == written
+
+
 @pytest.mark.parametrize("service", ["nova", "glance-api", "neutron", "placement"])
 def test_each_api_follows_forwarded_headers_and_asks_services_for_their_role(
     devstack: DevStack, service: str
