@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import reprlib
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import (
 
 from lab import files
 from lab.errors import LabError
-from openstackoid.scope import INSTANCE_NAME
+from openstackoid.scope import INSTANCE_NAME, quoted
 
 #: Port of every instance's scope-aware proxy, on the instance's own address.
 PROXY_PORT = 8888
@@ -51,10 +50,8 @@ _LONGEST_STATE = 60
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 # "This network" of RFC 1122: no host has an address of it.
 _NOWHERE = IPv4Network("0.0.0.0/8")
-_QUOTE = reprlib.Repr()
-_QUOTE.maxstring = _QUOTE.maxother = 80
 
-# Numbers of a machine, larger than any; memory in MiB.
+# No machine reaches these bounds; memory in MiB.
 _Cpus = Annotated[int, Field(ge=1, le=1024)]
 _Memory = Annotated[int, Field(ge=256, le=2**24)]
 # Nova's columns of flavors are 32-bit integers.
@@ -394,7 +391,7 @@ class _Loader(yaml.SafeLoader):
             seen = set()
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
-                    problem = f"the key {_quoted(key.value)} stands twice, again"
+                    problem = f"the key {quoted(key.value)} stands twice, again"
                     raise yaml.MarkedYAMLError(None, None, problem, key.start_mark)
                 seen.add(key.value)
         return node
@@ -405,7 +402,7 @@ class _Loader(yaml.SafeLoader):
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # PyYAML's own way with a value that its tag does not fit.
             raise yaml.MarkedYAMLError(
-                None, None, f"{_quoted(node.value)} does not fit {node.tag}", node.start_mark
+                None, None, f"{quoted(node.value)} does not fit {node.tag}", node.start_mark
             ) from error
 
 
@@ -457,23 +454,19 @@ def _listed(names: tuple[str, ...]) -> str:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(map(str, problem["loc"]))
-    where = where if where.isprintable() else _quoted(where)
+    where = where if where.isprintable() else quoted(where)
     match problem["type"]:
         case "extra_forbidden":
             return f"unknown key {where!r}: {_allowed_keys(problem['loc'][:-1])}"
         case "literal_error":
-            given, allowed = _quoted(problem["input"]), problem["ctx"]["expected"]
+            given, allowed = quoted(problem["input"]), problem["ctx"]["expected"]
             return f"{where}: {given} is not allowed; use {allowed}"
         case "missing":
             return f"the key {where!r} is missing: {_allowed_keys(problem['loc'][:-1])}"
         case "value_error":
             return ": ".join(part for part in (where, str(problem["ctx"]["error"])) if part)
         case _:
-            return f"{where}: {problem['msg']} (not {_quoted(problem['input'])})"
-
-
-def _quoted(value: object) -> str:
-    return _QUOTE.repr(value)
+            return f"{where}: {problem['msg']} (not {quoted(problem['input'])})"
 
 
 def _allowed_keys(loc: tuple[int | str, ...]) -> str:

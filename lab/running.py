@@ -58,7 +58,7 @@ class Running:
                 )
         provider_ = providers.provider(lab)
         found = cls(lab, choices, provider_, stacks.stack(lab, provider_.connect))
-        # Of a lab whose provider is still open, nobody knows what its hosts are.
+        # The hosts of a lab without a provider are not known yet.
         if lab.provider != "auto" and found.stack.needs.root and found.provider.is_here:
             raise LabError(
                 f"the stack {lab.stack} takes over a whole machine: --provider vagrant or hosts"

@@ -22,11 +22,11 @@ from lab.errors import LabError
 #: Seconds within which supervisord has to answer, and each of its programs to run or to end.
 PATIENCE = 60
 
-#: Seconds that a program has to run before it counts as one that goes on running.
+#: Seconds that a program has to run before it counts as stable.
 _SETTLED = 3
 
 _ALIVE = frozenset({"STARTING", "RUNNING", "BACKOFF", "STOPPING"})
-#: How nobody is there, and how somebody fails who is.
+#: Errors where no supervisord listens, and errors of one that is unwell.
 _ABSENT = (FileNotFoundError, ConnectionRefusedError)
 _UNWELL = (OSError, xmlrpc.client.Error, http.client.HTTPException, ExpatError)
 
@@ -85,7 +85,8 @@ class Supervisor:
         if self.running():
             self._update()
             return
-        self.states()  # One that runs and does not answer would have a second one beside it.
+        # A supervisord that runs and does not answer must not get a second one beside it.
+        self.states()
         self._socket.unlink(missing_ok=True)
         command = [sys.executable, *self._arguments]
         with self._output.open("w") as log:
@@ -213,7 +214,7 @@ class Supervisor:
     def stop(self, first: Iterable[str]) -> None:
         """Stop the programs *first* side by side, then the others and supervisord.
 
-        It is no error when nothing runs, or nothing that answers: who ends the host ends that.
+        It is no error when nothing runs or answers: the provider ends what is left.
 
         :raises SupervisionError: when something does not end in time.
         """

@@ -33,6 +33,11 @@ class ScopeError(ValueError):
     """A scope that cannot be understood; its text is one line that names the culprit."""
 
 
+def quoted(value: object) -> str:
+    """*value* as an error message shows it: in quotes, and cut where it is long."""
+    return _QUOTE.repr(value)
+
+
 def service_type(name: str) -> str:
     """The official service type of *name*: a type, an alias (``volumev3``) or a project (``nova``).
 
@@ -47,7 +52,7 @@ def service_type(name: str) -> str:
         official = project and project["service_type"]
     if not official:
         raise ScopeError(
-            f"unknown service type {_QUOTE.repr(name)} in scope: write for example compute, "
+            f"unknown service type {quoted(name)} in scope: write for example compute, "
             "identity, image, network, or a project such as nova"
         )
     return str(official)
@@ -124,9 +129,7 @@ def decode_url_scope(encoded: str) -> str:
         padded = encoded + "=" * (-len(encoded) % 4)
         return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
     except ValueError as error:
-        raise ScopeError(
-            f"the scope in the URL is not base64url: {_QUOTE.repr(encoded)}"
-        ) from error
+        raise ScopeError(f"the scope in the URL is not base64url: {quoted(encoded)}") from error
 
 
 def scoped_auth_url(auth_url: str, scope: Scope) -> str:
@@ -141,7 +144,7 @@ def scoped_auth_url(auth_url: str, scope: Scope) -> str:
         url = urlsplit(auth_url)
     except ValueError as error:
         raise ScopeError(
-            f"{_QUOTE.repr(auth_url)} is no auth URL: write for example http://HOST:PORT/identity"
+            f"{quoted(auth_url)} is no auth URL: write for example http://HOST:PORT/identity"
         ) from error
     path = url.path.lstrip("/")
     if path.startswith(f"{URL_PREFIX}/"):
@@ -155,11 +158,11 @@ def _json_pairs(text: str) -> list[tuple[str, object]]:
         pairs: list[tuple[str, object]] = json.loads(text, object_pairs_hook=list)
     except json.JSONDecodeError as error:
         raise ScopeError(
-            f"malformed scope {_QUOTE.repr(text)}: {error.msg} at character {error.pos + 1}"
+            f"malformed scope {quoted(text)}: {error.msg} at character {error.pos + 1}"
         ) from error
     except (ValueError, RecursionError) as error:  # a number too long, or brackets too deep
         raise ScopeError(
-            f"malformed scope {_QUOTE.repr(text)}: write instance names as strings"
+            f"malformed scope {quoted(text)}: write instance names as strings"
         ) from error
     return pairs
 
@@ -170,7 +173,7 @@ def _shorthand_pairs(text: str) -> list[tuple[str, object]]:
         name, equals, instance = item.partition("=")
         if not equals:
             raise ScopeError(
-                f"malformed scope {_QUOTE.repr(item)}: write service=instance, "
+                f"malformed scope {quoted(item)}: write service=instance, "
                 "for example image=InstanceTwo"
             )
         pairs.append((name, instance.strip()))
@@ -180,6 +183,6 @@ def _shorthand_pairs(text: str) -> list[tuple[str, object]]:
 def _instance_name(service: str, instance: object) -> str:
     if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
         raise ScopeError(
-            f"{_QUOTE.repr(instance)} is no instance name (for service {service!r} in the scope)"
+            f"{quoted(instance)} is no instance name (for service {service!r} in the scope)"
         )
     return instance

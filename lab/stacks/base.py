@@ -47,7 +47,7 @@ class Stack(ABC):
     needs: Needs = Needs()
     #: The accounts that get a generated password in each instance, ``admin`` among them.
     accounts: tuple[str, ...] = ("admin", "demo")
-    #: That account which is an ordinary user, in the project ``demo``: others know no other one.
+    #: The account that the panes of other instances use: an ordinary user of the project ``demo``.
     member: str = "demo"
 
     def __init__(self, lab: Lab, connect: Connect) -> None:

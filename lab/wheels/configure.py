@@ -112,7 +112,7 @@ def configure(layout: Layout) -> bool:
     files.write(layout.etc / "glance" / "glance-image-import.conf", "")
     files.write(layout.etc / "rabbitmq" / "enabled_plugins", "[].\n")
     files.write(layout.etc / "rabbitmq" / "rabbitmq-env.conf", "")
-    # The one that Erlang would make is weak.
+    # Erlang itself would make a weak one.
     files.write(layout.data / "rabbitmq" / ".erlang.cookie", layout.spec.passwords["erlang"])
     for template, target in _FILES.items():
         if template != "supervisord.conf":

@@ -1,7 +1,7 @@
 """The databases: their schema is built once per host and copied for every instance.
 
-Beside each data directory, the template's and an instance's, stands which installation made its
-schema. A template of another one is built again; an instance's data is migrated.
+A file beside each data directory names the installation that made its schema. When that is another
+one, the template is built again, and an instance's data is migrated.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _COMMANDS: dict[str, tuple[_Command, ...]] = {
     ),
 }
 
-#: What follows, per fork server, in a database that is new: a second time it fails.
+#: Per fork server, the commands that follow in a new database; each fails when it is repeated.
 _FIRST_COMMANDS: dict[str, tuple[_Command, ...]] = {
     "nova": (
         (

@@ -61,7 +61,7 @@ def create_accounts(layout: Layout) -> None:
     def service_account(name: str) -> None:
         user = account(name, project)
         identity.assign_project_role_to_user(project, user, service_role)
-        # Labs that were made before gave it to them.
+        # Earlier versions of the lab assigned it.
         identity.unassign_project_role_from_user(project, user, roles["admin"])
 
     def demo() -> None:

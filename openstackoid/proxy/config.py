@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import jinja2
 from os_service_types import ServiceTypes
 
-from openstackoid.scope import INSTANCE_NAME, TAG_MARK, URL_PREFIX, Scope
+from openstackoid.scope import INSTANCE_NAME, TAG_MARK, URL_PREFIX
 
 #: The longest path of a socket: ``sun_path`` has 108 bytes, and HAProxy binds ``PATH.PID.tmp``.
 LONGEST_SOCKET_PATH = 90
@@ -223,11 +223,6 @@ class Proxy:
         return (self.name, *(peer.name for peer in self.peers))
 
     @property
-    def home(self) -> Scope:
-        """The scope of a request that carries none: this instance for every service."""
-        return Scope(dict.fromkeys(self.service_types, self.name))
-
-    @property
     def socket(self) -> Path:
         """HAProxy's admin socket, for ``peer_states`` and for operators."""
         return self.directory / "admin.sock"
@@ -253,23 +248,21 @@ def render(proxy: Proxy) -> dict[str, str]:
         "proxy": proxy,
         "mark": TAG_MARK,
         "url_prefix": URL_PREFIX,
-        "position": _positions(proxy.service_types),
         "canonical_tags": _canonical_tags(proxy),
         "home_pattern": re.escape(proxy.name),
         "longest_pattern": LONGEST_PATTERN,
-        "home_pairs": proxy.home.to_json()[1:-1],
         "instances_shown": _enumerate(proxy.instances),
         "types_shown": _enumerate(proxy.service_types),
         "max_validations": MAX_VALIDATIONS,
         "source": f" source {proxy.source}" if proxy.source else "",
         "forwarders": sorted({*(_host(peer.address) for peer in proxy.peers), *proxy.forwarders}),
     }
-    templates = {name: f"{name}.j2" for name in FILES if name != _PROGRAM.name}
-    rendered = {
-        name: _TEMPLATES.get_template(template).render(known)
-        for name, template in templates.items()
+    return {
+        name: _PROGRAM.read_text()
+        if name == _PROGRAM.name
+        else _TEMPLATES.get_template(f"{name}.j2").render(known)
+        for name in FILES
     }
-    return {_PROGRAM.name: _PROGRAM.read_text(), **rendered}
 
 
 def write(proxy: Proxy, directory: Path | None = None) -> list[Path]:
@@ -380,11 +373,6 @@ def _canonical_tags(proxy: Proxy) -> str:
         f'(?<{group}>(?:{"|".join(map(re.escape, names))})")' for group, names in groups.items()
     )
     return rf"^[^!]*+{TAG_MARK}\{{{values}\}}\z(?(DEFINE){defined})"
-
-
-def _positions(service_types: Iterable[str]) -> dict[str, int]:
-    """Where the instance of each service stands in canonical JSON that is split at its quotes."""
-    return {service: 4 + 4 * index for index, service in enumerate(service_types)}
 
 
 def _enumerate(names: tuple[str, ...]) -> str:

@@ -113,7 +113,7 @@ def _log_line(match: re.Match[str]) -> LogLine:
 
 
 def _scope(text: str) -> Scope:
-    """The scope in *text*: of a refused request it may name what is no instance."""
+    """The scope in *text*; that of a refused request may name an unknown instance."""
     services = json.loads(text)
     if not all(isinstance(name, str) for name in services.values()):
         raise ValueError(f"{text} is no scope")

@@ -291,7 +291,9 @@ def test_volumes_and_their_images_go_through_the_proxy_too(devstack: DevStack) -
     assert cinder["oslo_middleware"]["enable_proxy_headers_parsing"] == "True"
 
 
-@pytest.mark.parametrize(("setting", "written"), [(None, "30"), ("5", "5"), ("0", "-1")])
+@pytest.mark.parametrize(
+    ("setting", "written"), [(None, "30"), ("5", "5"), ("08", "8"), ("0", "-1")]
+)
 def test_a_validated_token_is_believed_for_as_long_as_the_setting_says(
     devstack: DevStack, setting: str | None, written: str
 ) -> None:
