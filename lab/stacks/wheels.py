@@ -17,7 +17,7 @@ from lab.providers.base import Host, Needs
 from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Step, Steps
 from lab.wheels.layout import Layout
-from lab.wheels.programs import programs
+from lab.wheels.services import PROGRAMS
 from lab.wheels.spec import ACCOUNTS, Spec
 
 
@@ -60,21 +60,19 @@ class Wheels(Stack):
         """What supervisor says of each program, and the proxy of each peer."""
         answer = self._ask(host, "status")
         states: Mapping[str, str] = answer.get("programs", {})
-        services = [
-            ServiceState(program.name, states.get(program.name, "STOPPED").lower())
-            for program in programs(Layout(_spec(self.lab, host)))
-        ]
+        services = [ServiceState(name, states.get(name, "STOPPED").lower()) for name in PROGRAMS]
         return InstanceStatus(host.name, host.address, services, dict(answer.get("peers", {})))
 
     def logs(self, host: Host) -> tuple[str, ...]:
         """Every program that supervisor runs."""
-        return tuple(program.name for program in programs(Layout(_spec(self.lab, host))))
+        return PROGRAMS
 
     def log_command(
         self, host: Host, services: Sequence[str], *, lines: str, follow: bool
     ) -> list[str]:
         """One file per program, shown by tail."""
-        paths = [str(Layout(_spec(self.lab, host)).log / f"{name}.log") for name in services]
+        log = Layout(_spec(self.lab, host)).log
+        paths = [str(log / f"{name}.log") for name in services]
         return ["tail", "-n", lines, *(["-F"] if follow else []), "--", *paths]
 
     def _host_up(self, host: Host, steps: Steps) -> None:

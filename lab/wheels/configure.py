@@ -5,18 +5,14 @@ from __future__ import annotations
 import getpass
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import jinja2
 
 from lab import files
-from lab.wheels.layout import (
-    APIS,
-    DATABASE_PORT,
-    MESSAGING_PORT,
-    PROXY_PORT,
-    Layout,
-)
+from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import programs
+from lab.wheels.services import SERVICES
 from lab.wheels.wsgi import THREADS
 from openstackoid.proxy.config import Peer, Proxy, Service, write
 
@@ -29,43 +25,9 @@ _TEMPLATES = jinja2.Environment(
     autoescape=False,  # noqa: S701 - configuration files, no HTML
 )
 
-#: Template → where it goes, relative to the instance's directory.
-_FILES = {
-    "mariadb.cnf": "etc/mariadb.cnf",
-    "accounts.sql": "etc/accounts.sql",
-    "rabbitmq.conf": "etc/rabbitmq/rabbitmq.conf",
-    "keystone.conf": "etc/keystone/keystone.conf",
-    "glance-api.conf": "etc/glance/glance-api.conf",
-    "nova.conf": "etc/nova/nova.conf",
-    "placement.conf": "etc/placement/placement.conf",
-    "neutron.conf": "etc/neutron/neutron.conf",
-    "ml2_conf.ini": "etc/neutron/ml2_conf.ini",
-    "supervisord.conf": "etc/supervisord.conf",
-}
-
-_DIRECTORIES = (
-    "etc/rabbitmq",
-    "etc/keystone/fernet-keys",
-    "etc/keystone/credential-keys",
-    "etc/glance",
-    "etc/nova",
-    "etc/placement",
-    "etc/neutron",
-    "etc/proxy",
-    "run",
-    "log",
-    "data/images",
-    "data/nova/instances",
-    "data/neutron",
-    "data/rabbitmq",
-)
-
-#: Pipelines that the services ship, copied because they look for them beside their configuration.
-_PASTE = {
-    "etc/glance/glance-api-paste.ini": "etc/glance/glance-api-paste.ini",
-    "etc/nova/api-paste.ini": "etc/nova/api-paste.ini",
-    "etc/neutron/api-paste.ini": "etc/neutron/api-paste.ini",
-}
+#: Configuration of what the services need, below ``etc``: from the template of the file's name.
+_BACKING_FILES = ("mariadb.cnf", "accounts.sql", "rabbitmq/rabbitmq.conf")
+_DIRECTORIES = ("etc/proxy", "run", "log", "data/rabbitmq")
 
 
 def proxy(layout: Layout) -> Proxy:
@@ -75,14 +37,14 @@ def proxy(layout: Layout) -> Proxy:
         bind=f"{layout.spec.address}:{PROXY_PORT}",
         services=tuple(
             Service(
-                api.type,
-                api.prefix,
-                layout.url(api.type),
+                service.type,
+                service.prefix,
+                layout.url(service.type),
                 keep_alive=True,
                 # Half of the threads are left for requests that wait for no other instance.
                 max_foreign=THREADS // 2,
             )
-            for api in APIS
+            for service in SERVICES
         ),
         peers=tuple(Peer(name, address) for name, address in layout.spec.peers.items()),
         issuers=tuple(layout.spec.issuers),
@@ -95,8 +57,13 @@ def configure(layout: Layout) -> bool:
 
     :return: whether the proxy's configuration changed (it reloads without a restart).
     """
-    for name in _DIRECTORIES:
-        (layout.directory / name).mkdir(parents=True, exist_ok=True)
+    rendered = (*_BACKING_FILES, *(name for one in SERVICES for name in one.configuration))
+    directories = (*_DIRECTORIES, *(name for one in SERVICES for name in one.directories))
+    for path in (
+        *(layout.directory / name for name in directories),
+        *((layout.etc / name).parent for name in rendered),
+    ):
+        path.mkdir(parents=True, exist_ok=True)
     layout.directory.chmod(0o700)
     context: dict[str, object] = {
         "spec": layout.spec,
@@ -107,21 +74,22 @@ def configure(layout: Layout) -> bool:
         "user": getpass.getuser(),
         "erlang_address": layout.spec.address.replace(".", ","),
     }
-    for source, target in _PASTE.items():
-        files.write(layout.directory / target, (layout.prefix / source).read_text())
-    files.write(layout.etc / "glance" / "glance-image-import.conf", "")
     files.write(layout.etc / "rabbitmq" / "enabled_plugins", "[].\n")
     files.write(layout.etc / "rabbitmq" / "rabbitmq-env.conf", "")
     # Erlang itself would make a weak one.
     files.write(layout.data / "rabbitmq" / ".erlang.cookie", layout.spec.passwords["erlang"])
-    for template, target in _FILES.items():
-        if template != "supervisord.conf":
-            files.write(layout.directory / target, _render(template, context))
+    for service in SERVICES:
+        for name in service.shipped:
+            files.write(layout.directory / name, (layout.prefix / name).read_text())
+        for name in service.empty:
+            files.write(layout.directory / name, "")
+    for name in rendered:
+        files.write(layout.etc / name, _render(Path(name).name, context))
     context["programs"] = programs(layout)
     context["digests"] = {
         program.name: _digest(layout, program.files) for program in programs(layout)
     }
-    files.write(layout.directory / _FILES["supervisord.conf"], _render("supervisord.conf", context))
+    files.write(layout.etc / "supervisord.conf", _render("supervisord.conf", context))
     _home(layout)
     return bool(write(proxy(layout)))
 

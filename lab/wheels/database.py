@@ -22,73 +22,8 @@ import pymysql
 
 from lab.wheels import launch
 from lab.wheels.layout import Layout
-from lab.wheels.programs import executable, fork_servers, service_environment
-
-#: The databases of an instance.
-DATABASES = ("keystone", "glance", "nova_api", "nova_cell0", "nova", "placement", "neutron")
-
-# Nova keeps the URLs of its cells in a table. In this form it fills in what stands in the nova.conf
-# of whoever reads it, so that the table can be copied.
-# https://docs.openstack.org/nova/latest/admin/cells.html#template-urls-in-cell-mappings
-_CELL = "{scheme}://{username}:{password}@{hostname}:{port}"
-_CELL0_DATABASE = f"{_CELL}/nova_cell0?{{query}}"
-_CELL1_DATABASE = f"{_CELL}/{{path}}?{{query}}"
-_CELL1_TRANSPORT = f"{_CELL}/{{path}}"
-
-#: A command: its entry point, its name, its arguments.
-_Command = tuple[str, str, tuple[str, ...]]
-
-#: Per fork server, the commands that build or migrate the schema, one after another.
-_COMMANDS: dict[str, tuple[_Command, ...]] = {
-    "keystone": (("keystone.cmd.manage:main", "keystone-manage", ("db_sync",)),),
-    "glance": (("glance.cmd.manage:main", "glance-manage", ("db", "sync")),),
-    "placement": (("placement.cmd.manage:main", "placement-manage", ("db", "sync")),),
-    "neutron": (("neutron.db.migration.cli:main", "neutron-db-manage", ("upgrade", "heads")),),
-    "nova": (
-        ("nova.cmd.manage:main", "nova-manage", ("api_db", "sync")),
-        (
-            "nova.cmd.manage:main",
-            "nova-manage",
-            ("cell_v2", "map_cell0", "--database_connection", _CELL0_DATABASE),
-        ),
-        ("nova.cmd.manage:main", "nova-manage", ("db", "sync")),
-    ),
-}
-
-#: Per fork server, the commands that follow in a new database; each fails when it is repeated.
-_FIRST_COMMANDS: dict[str, tuple[_Command, ...]] = {
-    "nova": (
-        (
-            "nova.cmd.manage:main",
-            "nova-manage",
-            (
-                "cell_v2",
-                "create_cell",
-                "--name=cell1",
-                f"--database_connection={_CELL1_DATABASE}",
-                f"--transport-url={_CELL1_TRANSPORT}",
-            ),
-        ),
-    ),
-}
-
-#: Which section of a service's configuration names which database.
-_CONNECTIONS = {
-    "keystone": (("database", "keystone"),),
-    "glance": (("database", "glance"),),
-    "placement": (("placement_database", "placement"),),
-    "neutron": (("database", "neutron"),),
-    "nova": (("api_database", "nova_api"), ("database", "nova")),
-}
-
-#: Per fork server, the file below an instance's ``etc`` that names its databases.
-_CONFIGURATIONS = {
-    "keystone": "keystone/keystone.conf",
-    "glance": "glance/glance-api.conf",
-    "placement": "placement/placement.conf",
-    "neutron": "neutron/neutron.conf",
-    "nova": "nova/nova.conf",
-}
+from lab.wheels.programs import executable, fork_servers
+from lab.wheels.services import SERVICES, Command, Service
 
 _SOCKET = "mariadb.sock"
 #: Seconds that MariaDB may take to answer.
@@ -135,13 +70,13 @@ def migrate(layout: Layout) -> None:
     maker = _maker(_data(layout))
     # From the first command on, the schema may be half of one installation, half of the other.
     maker.unlink(missing_ok=True)
-    environment = {**os.environ, **service_environment(layout)}
 
-    def sync(kind: str) -> None:
-        configuration = layout.etc / _CONFIGURATIONS[kind]
-        log = layout.log / f"migration-{kind}.log"
-        servers, commands = fork_servers(layout), _COMMANDS[kind]
-        _run(servers, kind, commands, configuration, environment=environment, log=log)
+    def sync(service: Service) -> None:
+        configuration = layout.etc / service.configuration[0]
+        environment = {**os.environ, **layout.environment(service)}
+        log = layout.log / f"migration-{service.name}.log"
+        servers, commands = fork_servers(layout), service.sync
+        _run(servers, service, commands, configuration, environment=environment, log=log)
 
     try:
         _side_by_side(sync)
@@ -220,21 +155,21 @@ def _build(building: Path, servers: Path) -> None:
         if subprocess.run(install, stdout=stream, stderr=stream, check=False).returncode:
             raise DatabaseError(f"mariadb-install-db failed (log: {log})")
         with _server(data, stream.fileno()):
-            _side_by_side(lambda kind: _build_schema(building, servers, kind))
+            _side_by_side(lambda service: _build_schema(building, servers, service))
 
 
-def _side_by_side(sync: Callable[[str], None]) -> None:
-    """Call *sync* for every fork server that has commands.
+def _side_by_side(sync: Callable[[Service], None]) -> None:
+    """Call *sync* for every service.
 
     :raises DatabaseError: when some fail, with the words of all of them.
     """
-    with ThreadPoolExecutor(len(_COMMANDS)) as pool:
-        jobs = {kind: pool.submit(sync, kind) for kind in _COMMANDS}
-    failed = {kind: error for kind, job in jobs.items() if (error := job.exception())}
+    with ThreadPoolExecutor(len(SERVICES)) as pool:
+        jobs = {service.name: pool.submit(sync, service) for service in SERVICES}
+    failed = {name: error for name, job in jobs.items() if (error := job.exception())}
     if failed:
         texts = (
-            str(error) if isinstance(error, DatabaseError) else f"{kind}: {error!r}"
-            for kind, error in failed.items()
+            str(error) if isinstance(error, DatabaseError) else f"{name}: {error!r}"
+            for name, error in failed.items()
         )
         raise DatabaseError("; ".join(texts)) from next(iter(failed.values()))
 
@@ -283,8 +218,8 @@ def _create_databases(server: subprocess.Popen[bytes], data: Path) -> None:
                     raise DatabaseError(f"MariaDB did not start: {error}") from error
                 time.sleep(0.05)
     with connection, connection.cursor() as cursor:
-        for name in DATABASES:
-            cursor.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb3")
+        for database in (database for service in SERVICES for database in service.databases):
+            cursor.execute(f"CREATE DATABASE {database.name} CHARACTER SET utf8mb3")
 
 
 @contextlib.contextmanager
@@ -297,56 +232,56 @@ def _directory(path: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _build_schema(building: Path, servers: Path, kind: str) -> None:
-    """Run the commands of *kind* on the new database below *building*."""
-    configuration = building / f"{kind}.conf"
-    sections = _CONNECTIONS[kind]
+def _build_schema(building: Path, servers: Path, service: Service) -> None:
+    """Run the commands of *service* on the new database below *building*."""
+    configuration = building / f"{service.name}.conf"
     configuration.write_text(
         # Nova wants a well-formed URL of a message queue; none is called.
         "[DEFAULT]\nuse_stderr = true\ntransport_url = rabbit://nobody:none@localhost:5672/\n"
-        + "".join(f"[{section}]\nconnection = {_url(name)}\n" for section, name in sections)
+        + "".join(
+            f"[{database.section}]\nconnection = {_url(database.name)}\n"
+            for database in service.databases
+            if database.section
+        )
     )
     environment = {
         **os.environ,
         # Where the process works: the socket in the URL is relative to it.
         "HOME": str(building / "data"),
-        "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1",
+        **service.switches,
     }
-    commands = _COMMANDS[kind] + _FIRST_COMMANDS.get(kind, ())
-    log = building / f"{kind}.log"
-    _run(servers, kind, commands, configuration, environment=environment, log=log)
+    commands = service.sync + service.first_sync
+    log = building / f"{service.name}.log"
+    _run(servers, service, commands, configuration, environment=environment, log=log)
 
 
 def _run(
     servers: Path,
-    kind: str,
-    commands: Iterable[_Command],
+    service: Service,
+    commands: Iterable[Command],
     configuration: Path,
     *,
     environment: dict[str, str],
     log: Path,
 ) -> None:
-    """Run *commands* one after another, in forks of the server for *kind*.
+    """Run *commands* one after another, in forks of the server for *service*.
 
     :raises DatabaseError: when one fails, naming it and the file *log*.
     """
     with log.open("wb") as output, Path(os.devnull).open("rb") as null:
         streams = (null.fileno(), output.fileno(), output.fileno())
-        for entry, name, arguments in commands:
-            argv = [name, "--config-file", str(configuration), *arguments]
+        for command in commands:
+            argv = [command.name, "--config-file", str(configuration), *command.arguments]
+            failed = f"{' '.join((command.name, *command.arguments[:2]))} failed"
             try:
                 process = launch.launch(
-                    kind, str(servers), entry, argv, environment, streams=streams
+                    service.name, str(servers), command.entry, argv, environment, streams=streams
                 )
                 status = process.wait()
             except (launch.LaunchError, OSError) as error:
-                raise DatabaseError(f"{_shown(name, arguments)}: {error} (log: {log})") from error
+                raise DatabaseError(f"{failed}: {error} (log: {log})") from error
             if status:
-                raise DatabaseError(f"{_shown(name, arguments)}: status {status} (log: {log})")
-
-
-def _shown(name: str, arguments: tuple[str, ...]) -> str:
-    return f"{' '.join((name, *arguments[:2]))} failed"
+                raise DatabaseError(f"{failed}: status {status} (log: {log})")
 
 
 def _url(name: str) -> str:

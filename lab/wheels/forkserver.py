@@ -26,58 +26,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lab.wheels.services import SERVICES
+
 #: Seconds without a child after which a fork server ends.
 IDLE = 10
 
 _F_SETSIG = 10
 
-#: What each kind of service imports: its entry points, and the drivers that it loads by name.
+#: What each kind of fork server imports.
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "keystone": (
-        "keystone.server.wsgi",
-        "keystone.cmd.manage",
-    ),
-    "glance": (
-        "glance.common.wsgi_app",
-        "glance.cmd.manage",
-        "glance.api.v2.router",
-        "glance_store._drivers.filesystem",
-        "keystonemiddleware.auth_token",
-        "keystoneauth1.loading",
-    ),
-    "placement": (
-        "placement.wsgi",
-        "placement.cmd.manage",
-        "keystonemiddleware.auth_token",
-    ),
-    "nova": (
-        "nova.api.openstack.wsgi_app",
-        "nova.api.openstack.compute",
-        "nova.api.openstack.urlmap",
-        "nova.cmd.manage",
-        "nova.cmd.conductor",
-        "nova.cmd.scheduler",
-        "nova.cmd.compute",
-        "nova.conductor.manager",
-        "nova.scheduler.manager",
-        "nova.compute.manager",
-        "nova.virt.fake",
-        "nova.network.neutron",
-        "nova.image.glance",
-        "keystonemiddleware.auth_token",
-        "oslo_messaging._drivers.impl_rabbit",
-    ),
-    "neutron": (
-        "neutron.server.api",
-        "neutron.db.migration.cli",
-        "neutron.plugins.ml2.plugin",
-        "keystonemiddleware.auth_token",
-        "oslo_messaging._drivers.impl_rabbit",
-    ),
-    "client": (
-        "openstack.connection",
-        "lab.wheels.resources",
-    ),
+    **{service.name: service.imports for service in SERVICES},
+    "client": ("openstack.connection", "lab.wheels.resources"),
 }
 
 #: What most kinds import: done once for all that start together. Nothing in it needs eventlet.
@@ -123,10 +82,11 @@ def preload_common() -> None:
 
 def preload(kind: str) -> None:
     """Import all that a service of *kind* needs."""
-    if kind == "nova":
-        # Each of its programs would patch or poison eventlet when it is imported, as this says.
-        os.environ["OS_NOVA_DISABLE_EVENTLET_PATCHING"] = "1"
-        importlib.import_module("nova.monkey_patch").patch(backend="threading")
+    service = next((one for one in SERVICES if one.name == kind), None)
+    if service:
+        os.environ.update(service.switches)
+    if service and service.patch:
+        importlib.import_module(service.patch).patch(backend="threading")
     for module in KINDS[kind]:
         importlib.import_module(module)
     # Relations between tables appear on the models with this. It comes with the first query

@@ -8,7 +8,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from lab import files, image, ports
 from lab.supervision import Supervisor
 from lab.wheels import configure, database, launch
 from lab.wheels.forkserver import KINDS, retire
-from lab.wheels.layout import APIS, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
-from lab.wheels.programs import Program, fork_servers, programs, service_environment
+from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.programs import Program, fork_servers, programs
+from lab.wheels.services import BACKING, PROGRAMS, SERVICES, Command, Service
 from openstackoid.proxy.config import ProxyError, peer_states, reload
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.
@@ -29,9 +30,6 @@ PATIENCE = 180
 _SETTLING = 60
 #: Seconds in which a port becomes free when what had it was stopped, or ours counts as settled.
 _CLOSING = 4
-
-_BACKING = ("epmd", "rabbitmq", "haproxy")
-_LAST = "nova-compute"
 
 Step = Callable[[str], AbstractContextManager[None]]
 
@@ -119,7 +117,8 @@ class Instance:
                 if not name.startswith("OS_") and name != "PYTHONDONTWRITEBYTECODE"
             }
         )
-        self.supervisor.ensure(_BACKING)
+        # The database has no data yet.
+        self.supervisor.ensure([name for name in BACKING if name != "mariadb"])
         database.prepare(self.layout)
         self.supervisor.ensure(("mariadb",))
         if changed and running:
@@ -155,8 +154,7 @@ class Instance:
 
     def _services(self) -> list[str]:
         """The programs of OpenStack: they end before what they need."""
-        backing = {"mariadb", *_BACKING}
-        return [program.name for program in programs(self.layout) if program.name not in backing]
+        return [name for name in PROGRAMS if name not in BACKING]
 
     def _migrate(self) -> None:
         for name in self._services():
@@ -164,78 +162,82 @@ class Instance:
         database.migrate(self.layout)
 
     def _start_services(self, complete: bool) -> None:
-        names = [program.name for program in programs(self.layout)]
-        names.remove(_LAST)
         if not complete:
-            self._bootstrap()
-        self.supervisor.ensure(names)
-        self._wait("keystone", self._answers("identity"))
+            for service in SERVICES:
+                self._manage(service, service.bootstrap)
+        waiting = [worker for service in SERVICES for worker in service.workers if worker.after]
+        late = {worker.name for worker in waiting}
+        self.supervisor.ensure([name for name in PROGRAMS if name not in late])
+        self._wait_for("keystone")
         if not complete:
             self._client("accounts")
-        self._wait("placement", self._answers("placement"))
         self._wait("rabbitmq", self._connects(MESSAGING_PORT))
-        # A call to a conductor that does not listen yet is lost, and repeated after 10 s.
-        self._wait("nova-conductor", self._consumes("conductor"))
-        self.supervisor.ensure((_LAST,))
-        for api in APIS:
-            program = next(
-                name for name in names if name.removesuffix("-api") == _PROGRAMS[api.type]
-            )
-            self._wait(program, self._answers(api.type))
-        self._wait("nova-scheduler", self._consumes("scheduler"))
-        self._wait("nova-compute", self._consumes(f"compute.{self.layout.spec.name}"))
-        self._wait("nova-compute", self._compute_counts_as_up)
+        for worker in waiting:
+            for name in worker.after:
+                self._wait_for(name)
+            self.supervisor.ensure((worker.name,))
+        for service in SERVICES:
+            for name in service.programs:
+                self._wait_for(name)
+
+    def _wait_for(self, program: str) -> None:
+        """Wait until the program *program* of a service is ready."""
+        for service in SERVICES:
+            if service.program == program:
+                self._wait(program, self._answers(service))
+            for worker in service.workers:
+                if worker.name == program:
+                    self._wait(program, self._consumes(self.layout.fill(worker.queue)))
+                if worker.name == program and worker.counts:
+                    self._wait(program, self._counts(worker.database, worker.counts))
 
     def _fill(self) -> None:
         file = image.obtain(self.layout.spec.image["url"], self.layout.shared, self._note)
         self._client("resources", {"IMAGE": str(file)})
-        self._run("nova", "nova.cmd.manage:main", "nova-manage", "cell_v2", "discover_hosts")
+        for service in SERVICES:
+            self._manage(service, service.finish)
 
-    def _bootstrap(self) -> None:
-        """Keys, and the first account and endpoint, by keystone's own commands."""
-        entry, name = "keystone.cmd.manage:main", "keystone-manage"
-        spec, etc = self.layout.spec, self.layout.etc / "keystone"
-        owner = (f"--keystone-user={os.getuid()}", f"--keystone-group={os.getgid()}")
-        if not any((etc / "fernet-keys").iterdir()):
-            self._run("keystone", entry, name, "fernet_setup", *owner)
-        if not any((etc / "credential-keys").iterdir()):
-            self._run("keystone", entry, name, "credential_setup", *owner)
-        self._run(
-            "keystone",
-            entry,
-            name,
-            "bootstrap",
-            f"--bootstrap-region-id={spec.name}",
-            f"--bootstrap-public-url={self.layout.endpoint('identity')}",
-            environment={"OS_BOOTSTRAP_PASSWORD": spec.passwords["admin"]},
-        )
+    def _manage(self, service: Service, commands: Iterable[Command]) -> None:
+        """Run *commands* of *service*, one after another."""
+        configuration = self.layout.etc / service.configuration[0]
+        for command in commands:
+            if command.unless and any((self.layout.etc / command.unless).iterdir()):
+                continue
+            fill = self.layout.fill
+            self._run(
+                service.name,
+                command.entry,
+                (command.name, *map(fill, command.arguments)),
+                {
+                    **self.layout.environment(service),
+                    **{name: fill(text) for name, text in command.environment.items()},
+                },
+                ("--config-file", str(configuration)),
+            )
 
     def _client(self, phase: str, environment: Mapping[str, str] | None = None) -> None:
         whole = {"SPEC": self.layout.spec.to_json(), **(environment or {})}
-        entry = "lab.wheels.resources:main"
-        self._run("client", entry, "resources", phase, environment=whole)
+        self._run("client", "lab.wheels.resources:main", ("resources", phase), whole)
 
     def _run(
         self,
         kind: str,
         entry: str,
-        *argv: str,
-        environment: dict[str, str] | None = None,
+        argv: tuple[str, ...],
+        environment: Mapping[str, str],
+        options: tuple[str, ...] = (),
     ) -> None:
-        """Run a command of OpenStack in a fork.
+        """Run a command, with *options* before its arguments, in a fork of the server for *kind*.
 
         :raises InstanceError: when it fails.
         """
-        configuration = {
-            "keystone": ["--config-file", str(self.layout.etc / "keystone" / "keystone.conf")],
-            "nova": ["--config-file", str(self.layout.etc / "nova" / "nova.conf")],
-        }.get(kind, [])
-        arguments = [argv[0], *configuration, *argv[1:]]
-        whole = {**os.environ, **service_environment(self.layout), **(environment or {})}
         path = self.layout.log / f"{argv[0]}.log"
         with path.open("ab") as log, Path(os.devnull).open("rb") as null:
             streams = (null.fileno(), log.fileno(), log.fileno())
-            process = launch.launch(kind, self._servers, entry, arguments, whole, streams=streams)
+            whole = {**os.environ, **environment}
+            process = launch.launch(
+                kind, self._servers, entry, [argv[0], *options, *argv[1:]], whole, streams=streams
+            )
             status = process.wait()
         if status:
             command = " ".join(argv[:2])
@@ -281,8 +283,8 @@ class Instance:
 
         return connects
 
-    def _answers(self, service_type: str) -> Callable[[], bool]:
-        url = f"{self.layout.url(service_type)}{self.layout.api(service_type).prefix}/"
+    def _answers(self, service: Service) -> Callable[[], bool]:
+        url = f"{self.layout.url(service.type)}{service.prefix}/"
 
         def answers() -> bool:
             try:
@@ -313,18 +315,15 @@ class Instance:
 
         return consumes
 
-    def _compute_counts_as_up(self) -> bool:
-        """Whether the scheduler would choose the compute: it has reported within 50 s.
+    def _counts(self, database_: str, query: str) -> Callable[[], bool]:
+        """Whether *query* counts something in the database *database_*."""
 
-        (nova's ``service_down_time`` is 60 s.)
-        """
-        with self._database("nova") as connection, connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT COUNT(*) FROM services s JOIN compute_nodes n ON s.host = n.host"
-                " WHERE s.`binary` = 'nova-compute' AND s.deleted = 0 AND n.deleted = 0"
-                " AND COALESCE(s.last_seen_up, s.created_at) > UTC_TIMESTAMP() - INTERVAL 50 SECOND"
-            )
-            return bool(cursor.fetchone()[0])
+        def counts() -> bool:
+            with self._database(database_) as connection, connection.cursor() as cursor:
+                cursor.execute(query)
+                return bool(cursor.fetchone()[0])
+
+        return counts
 
     @contextlib.contextmanager
     def _database(self, name: str) -> Iterator[pymysql.Connection]:
@@ -337,12 +336,3 @@ class Instance:
         )
         with connection:
             yield connection
-
-
-_PROGRAMS = {
-    "identity": "keystone",
-    "image": "glance",
-    "compute": "nova",
-    "placement": "placement",
-    "network": "neutron",
-}

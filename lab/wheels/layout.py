@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from string import Template
 
+from lab.wheels.services import SERVICES, Service
 from lab.wheels.spec import Spec
 
 PROXY_PORT = 8888
 DATABASE_PORT = 3306
 MESSAGING_PORT = 5672
-
-
-@dataclass(frozen=True)
-class Api:
-    """A service with an HTTP API: its type in the catalog, its path and its port."""
-
-    type: str
-    prefix: str
-    port: int
-    #: What its URL in the catalog has behind the prefix.
-    version: str = ""
-
-
-APIS = (
-    Api("identity", "/identity", 5000, "/v3"),
-    Api("image", "/image", 9292),
-    Api("compute", "/compute", 8774, "/v2.1"),
-    Api("placement", "/placement", 8778),
-    Api("network", "/networking", 9696),
-)
 
 
 @dataclass(frozen=True)
@@ -108,17 +91,33 @@ class Layout:
 
     def url(self, service_type: str) -> str:
         """The URL of *service_type* behind the proxy: what only the proxy calls."""
-        return f"http://{self.spec.address}:{self.api(service_type).port}"
+        return f"http://{self.spec.address}:{self.service(service_type).port}"
 
     def endpoint(self, service_type: str) -> str:
         """The URL of *service_type* through the proxy, as the catalog has it."""
-        api = self.api(service_type)
-        return f"{self.frontend}{api.prefix}{api.version}"
+        service = self.service(service_type)
+        return f"{self.frontend}{service.prefix}{service.version}"
 
     @staticmethod
-    def api(service_type: str) -> Api:
-        """The API of *service_type*."""
-        return next(api for api in APIS if api.type == service_type)
+    def service(service_type: str) -> Service:
+        """The service of *service_type*."""
+        return next(service for service in SERVICES if service.type == service_type)
+
+    def fill(self, text: str) -> str:
+        """*text* of a service's record with its ``$words`` replaced."""
+        return Template(text).substitute(
+            etc=self.etc,
+            name=self.spec.name,
+            endpoint=self.endpoint("identity"),
+            password=self.spec.passwords["admin"],
+            uid=os.getuid(),
+            gid=os.getgid(),
+        )
+
+    def environment(self, service: Service) -> dict[str, str]:
+        """The environment variables of the programs and commands of *service*."""
+        filled = {name: self.fill(text) for name, text in service.environment.items()}
+        return {**service.switches, **filled}
 
     def database(self, name: str) -> str:
         """The SQLAlchemy URL of the database *name*."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab.wheels import launch
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.services import SERVICES, Service
 
 #: Where servers are that a user's PATH may not have.
 SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -41,19 +42,6 @@ class Program:
 def fork_servers(layout: Layout) -> Path:
     """Where the fork servers of this host have their sockets: they are of one installation."""
     return layout.prefix / "forkservers"
-
-
-def service_environment(layout: Layout) -> dict[str, str]:
-    """How the services find their configuration: the variables that their WSGI modules read."""
-    return {
-        "OS_KEYSTONE_CONFIG_FILES": str(layout.etc / "keystone" / "keystone.conf"),
-        "OS_GLANCE_CONFIG_DIR": str(layout.etc / "glance"),
-        "OS_NOVA_CONFIG_DIR": str(layout.etc / "nova"),
-        "OS_PLACEMENT_CONFIG_DIR": str(layout.etc / "placement"),
-        "OS_NEUTRON_CONFIG_DIR": str(layout.etc / "neutron"),
-        "OS_NEUTRON_CONFIG_FILES": "neutron.conf;ml2_conf.ini",
-        "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1",
-    }
 
 
 def _mariadb(layout: Layout) -> Program:
@@ -108,39 +96,27 @@ def _haproxy(layout: Layout) -> Program:
     return Program("haproxy", command, listens=((layout.spec.address, PROXY_PORT),))
 
 
-def _service(layout: Layout, kind: str, name: str, entry: str, *argv: str) -> Program:
-    command = (
-        sys.executable,
-        "-I",
-        "-S",
-        str(Path(launch.__file__)),
-        kind,
-        str(fork_servers(layout)),
-        entry,
+def _launched(layout: Layout, service: Service, name: str, entry: str, *argv: str) -> Program:
+    """The program *name* of *service*: a fork that calls *entry* with *argv*."""
+    launcher = (sys.executable, "-I", "-S", str(Path(launch.__file__)))
+    return Program(
         name,
-        *argv,
+        (*launcher, service.name, str(fork_servers(layout)), entry, name, *argv),
+        layout.environment(service),
+        files=service.configuration,
+        patience=3,
     )
-    files = {
-        "keystone": ("keystone/keystone.conf",),
-        "glance": ("glance/glance-api.conf",),
-        "nova": ("nova/nova.conf",),
-        "placement": ("placement/placement.conf",),
-        "neutron": ("neutron/neutron.conf", "neutron/ml2_conf.ini"),
-    }[kind]
-    return Program(name, command, service_environment(layout), files, patience=3)
 
 
-def _api(layout: Layout, kind: str, name: str, module: str, service_type: str) -> Program:
-    api = layout.api(service_type)
-    argv = (module, api.prefix, layout.spec.address, str(api.port))
-    service = _service(layout, kind, name, "lab.wheels.wsgi:serve", *argv)
-    return replace(service, listens=((layout.spec.address, api.port),))
-
-
-def _nova(layout: Layout, name: str) -> Program:
-    entry = f"nova.cmd.{name}:main"
-    configuration = str(layout.etc / "nova" / "nova.conf")
-    return _service(layout, "nova", f"nova-{name}", entry, "--config-file", configuration)
+def _service(layout: Layout, service: Service) -> Iterator[Program]:
+    """The programs of *service*: its API, then its workers."""
+    address, entry = layout.spec.address, "lab.wheels.wsgi:serve"
+    api = _launched(layout, service, service.program, entry, service.name, address)
+    yield replace(api, listens=((address, service.port),))
+    configuration = str(layout.etc / service.configuration[0])
+    for worker in service.workers:
+        argv = ("--config-file", configuration)
+        yield _launched(layout, service, worker.name, worker.entry, *argv)
 
 
 def programs(layout: Layout) -> tuple[Program, ...]:
@@ -150,14 +126,7 @@ def programs(layout: Layout) -> tuple[Program, ...]:
         _epmd(layout),
         _rabbitmq(layout),
         _haproxy(layout),
-        _api(layout, "keystone", "keystone", "keystone.wsgi.api", "identity"),
-        _api(layout, "placement", "placement", "placement.wsgi.api", "placement"),
-        _nova(layout, "conductor"),
-        _api(layout, "glance", "glance-api", "glance.wsgi.api", "image"),
-        _api(layout, "neutron", "neutron-api", "neutron.wsgi.api", "network"),
-        _api(layout, "nova", "nova-api", "nova.wsgi.osapi_compute", "compute"),
-        _nova(layout, "scheduler"),
-        _nova(layout, "compute"),
+        *(program for service in SERVICES for program in _service(layout, service)),
     )
 
 

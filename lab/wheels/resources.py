@@ -18,14 +18,9 @@ from openstack.identity.v3.project import Project
 from openstack.identity.v3.user import User
 
 from lab.offers import Offers, create
-from lab.wheels.layout import APIS, Layout
+from lab.wheels.layout import Layout
+from lab.wheels.services import SERVICES, Service
 from lab.wheels.spec import Spec
-
-#: The accounts of services, each with the role ``service`` in the project ``service`` and no other:
-#: the vanilla policies of all five services ask for no more.
-SERVICE_ACCOUNTS = ("glance", "nova", "placement", "neutron")
-
-_NAMES = {"image": "glance", "compute": "nova", "placement": "placement", "network": "neutron"}
 
 
 def connect(layout: Layout) -> Connection:
@@ -45,7 +40,11 @@ def connect(layout: Layout) -> Connection:
 
 
 def create_accounts(layout: Layout) -> None:
-    """Make the services' accounts, the user ``demo``, and the catalog."""
+    """Make the services' accounts, the user ``demo``, and the catalog.
+
+    A service's account has the role ``service`` in the project ``service`` and no other: the
+    vanilla policies of all services ask for no more.
+    """
     identity = cast("IdentityProxy", connect(layout).identity)
     passwords = layout.spec.passwords
     roles = {role.name: role for role in identity.roles()}
@@ -69,24 +68,25 @@ def create_accounts(layout: Layout) -> None:
         identity.assign_project_role_to_user(home, account("demo", home), roles["member"])
         identity.assign_project_role_to_user(home, users["admin"], roles["admin"])
 
-    services = {service.type: service for service in identity.services()}
+    entries = {entry.type: entry for entry in identity.services()}
     endpoints = {(endpoint.service_id, endpoint.interface) for endpoint in identity.endpoints()}
 
-    def catalog(service_type: str) -> None:
-        service = services.get(service_type) or identity.create_service(
-            type=service_type, name=_NAMES[service_type]
+    def catalog(service: Service) -> None:
+        entry = entries.get(service.type) or identity.create_service(
+            type=service.type, name=service.name
         )
-        if (service.id, "public") not in endpoints:
+        if (entry.id, "public") not in endpoints:
             identity.create_endpoint(
-                service_id=service.id,
+                service_id=entry.id,
                 interface="public",
                 region_id=layout.spec.name,
-                url=layout.endpoint(service_type),
+                url=layout.endpoint(service.type),
             )
 
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(service_account, name) for name in SERVICE_ACCOUNTS]
-        jobs += [pool.submit(catalog, api.type) for api in APIS if api.type != "identity"]
+        jobs = [pool.submit(service_account, one.name) for one in SERVICES if one.account]
+        # Keystone's own entry is made by its bootstrap.
+        jobs += [pool.submit(catalog, one) for one in SERVICES if one.type != "identity"]
         jobs.append(pool.submit(demo))
         for job in jobs:
             job.result()

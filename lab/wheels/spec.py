@@ -8,17 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lab.wheels.services import SERVICES
+
 #: The accounts that an instance has a generated password for; ``erlang`` is RabbitMQ's cookie.
 ACCOUNTS = (
-    "admin",
-    "demo",
-    "database",
-    "messaging",
-    "erlang",
-    "glance",
-    "nova",
-    "placement",
-    "neutron",
+    *("admin", "demo", "database", "messaging", "erlang"),
+    *(service.name for service in SERVICES if service.account),
 )
 
 

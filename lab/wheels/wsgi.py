@@ -7,27 +7,31 @@ import sys
 
 import waitress
 
+from lab.wheels.services import SERVICES
+
 #: Requests that one service handles at a time. A request may wait for others that it causes, but
 #: those go to other services.
 THREADS = 6
 
 
 def serve() -> None:
-    """Entry of a program: ``NAME MODULE PREFIX ADDRESS PORT`` in ``sys.argv``.
+    """Entry of a program: ``NAME SERVICE ADDRESS`` in ``sys.argv``.
 
     The proxy in front is trusted with the ``X-Forwarded-*`` headers: oslo.middleware and
     keystone build their links from them.
     """
-    name, module, prefix, address, port = sys.argv
+    name, wanted, address = sys.argv
     sys.argv[:] = [name]
-    application = importlib.import_module(module).application
-    if module.startswith("neutron."):
-        _load_policies_of_neutron()
+    service = next(service for service in SERVICES if service.name == wanted)
+    application = importlib.import_module(service.module).application
+    if service.warm_up:
+        module, _, function = service.warm_up.partition(":")
+        getattr(importlib.import_module(module), function)()
     waitress.serve(
         application,
         host=address,
-        port=int(port),
-        url_prefix=prefix,
+        port=service.port,
+        url_prefix=service.prefix,
         threads=THREADS,
         ident=None,
         clear_untrusted_proxy_headers=False,
@@ -37,7 +41,7 @@ def serve() -> None:
     )
 
 
-def _load_policies_of_neutron() -> None:
+def load_policies_of_neutron() -> None:
     """Have neutron load its policies before its first requests.
 
     It does so upon the first one, and shows its enforcers to others before they have their rules
