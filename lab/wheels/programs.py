@@ -110,8 +110,9 @@ def _launched(layout: Layout, service: Service, name: str, entry: str, *argv: st
 
 def _service(layout: Layout, service: Service) -> Iterator[Program]:
     """The programs of *service*: its API, then its workers."""
-    address, entry = layout.spec.address, "lab.wheels.wsgi:serve"
-    api = _launched(layout, service, service.program, entry, service.name, address)
+    address = layout.spec.address
+    argv = (service.name, address, *map(layout.fill, service.arguments))
+    api = _launched(layout, service, service.program, "lab.wheels.wsgi:serve", *argv)
     yield replace(api, listens=((address, service.port),))
     configuration = str(layout.etc / service.configuration[0])
     for worker in service.workers:

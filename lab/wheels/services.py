@@ -82,6 +82,8 @@ class Service:
     finish: tuple[Command, ...] = ()
     version: str = ""
     workers: tuple[Worker, ...] = ()
+    #: The command line of its API, for a WSGI module that reads one.
+    arguments: tuple[str, ...] = ()
     #: Variables that tell its programs where their configuration is.
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Variables that have to be set before the imports, too.

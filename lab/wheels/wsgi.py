@@ -15,13 +15,13 @@ THREADS = 6
 
 
 def serve() -> None:
-    """Entry of a program: ``NAME SERVICE ADDRESS`` in ``sys.argv``.
+    """Entry of a program: ``NAME SERVICE ADDRESS [ARGUMENT…]`` in ``sys.argv``.
 
     The proxy in front is trusted with the ``X-Forwarded-*`` headers: oslo.middleware and
     keystone build their links from them.
     """
-    name, wanted, address = sys.argv
-    sys.argv[:] = [name]
+    name, wanted, address, *arguments = sys.argv
+    sys.argv[:] = [name, *arguments]
     service = next(service for service in SERVICES if service.name == wanted)
     application = importlib.import_module(service.module).application
     if service.warm_up:
