@@ -1,0 +1,81 @@
+"""What the records of the services say together, and what derives from them; nothing is started."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lab.wheels.layout import Layout
+from lab.wheels.programs import programs
+from lab.wheels.services import BACKING, PROGRAMS, SERVICES, Service
+from lab.wheels.spec import ACCOUNTS, Spec
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(
+        Spec(
+            name="InstanceOne",
+            address="127.0.1.1",
+            directory=str(tmp_path / "instance"),
+            shared=str(tmp_path / "shared"),
+            home=str(tmp_path / "home"),
+            peers={},
+            issuers=(),
+            passwords=dict.fromkeys(ACCOUNTS, "secret"),
+            flavors=(),
+            networks=(),
+            image={},
+            token_cache=30,
+        )
+    )
+
+
+@pytest.mark.parametrize("what", ["name", "type", "prefix", "port", "program"])
+def test_no_two_services_share(what: str) -> None:
+    values = Counter(getattr(service, what) for service in SERVICES)
+    assert values.most_common(1)[0][1] == 1
+
+
+def test_the_orchestrator_knows_the_programs_that_a_host_runs(layout: Layout) -> None:
+    assert tuple(program.name for program in programs(layout)) == PROGRAMS
+
+
+def test_every_program_of_the_catalog_listens_on_the_port_of_its_service(layout: Layout) -> None:
+    listens = {program.name: program.listens for program in programs(layout)}
+    for service in SERVICES:
+        assert listens[service.program] == (("127.0.1.1", service.port),)
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+def test_a_service_has_a_template_for_each_of_its_files(service: Service) -> None:
+    for name in service.configuration:
+        template = ROOT / "lab/wheels/templates" / f"{Path(name).name}.j2"
+        assert template.is_file()
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+def test_every_text_of_a_service_can_be_filled_in(layout: Layout, service: Service) -> None:
+    commands = (*service.bootstrap, *service.finish)
+    texts = [
+        *service.arguments,
+        *layout.environment(service).values(),
+        *(worker.queue for worker in service.workers),
+        *(text for command in commands for text in command.arguments),
+        *(text for command in commands for text in command.environment.values()),
+    ]
+    assert [text for text in map(layout.fill, texts) if "$" in text] == []
+
+
+def test_a_program_that_waits_waits_for_programs_that_start_before_it() -> None:
+    waiting = {worker.name for service in SERVICES for worker in service.workers if worker.after}
+    for service in SERVICES:
+        for worker in service.workers:
+            assert set(worker.after) <= set(PROGRAMS) - waiting - set(BACKING)
+
+
+def test_every_service_with_an_account_has_a_password() -> None:
+    assert {service.name for service in SERVICES if service.account} <= set(ACCOUNTS)
