@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab import packages
+from lab import apt
 from lab.errors import LabError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +117,7 @@ def _uv() -> str:
         _run([found, "venv", "--quiet", "--clear", "--python", python, str(VENV)])
         return found
     if not _has(python, "pip") and not _has(python, "ensurepip"):
-        packages.ensure(["python3-venv"], lambda line: print(line, file=sys.stderr, flush=True))
+        apt.ensure(["python3-venv"], lambda line: print(line, file=sys.stderr, flush=True))
     if _has(python, "pip"):
         # Twice as fast as a pip of the environment's own, and Debian's venv may lack ensurepip.
         _run([python, "-m", "venv", "--clear", "--without-pip", str(VENV)])

@@ -17,7 +17,7 @@ from lab.bootstrap import ROOT, VENV, ensure
 from lab.errors import LabError
 
 if TYPE_CHECKING:
-    from lab.running import Running
+    from lab.lifecycle import Lifecycle
 
 _INTERRUPTED = 130
 # What a write to a full or broken file ends with.
@@ -72,18 +72,18 @@ def _run(root: Path) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _running(root: Path) -> Running:
+def _lifecycle(root: Path) -> Lifecycle:
     """The lab as lab.yaml and earlier commands describe it."""
-    from lab.running import Running  # noqa: PLC0415 - slow to import, and not for --help
+    from lab.lifecycle import Lifecycle  # noqa: PLC0415 - slow to import, and not for --help
 
-    return Running.of(root)
+    return Lifecycle.of(root)
 
 
 def _complete_instance(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[str]:
     root = context.obj if isinstance(context.obj, Path) else ROOT
-    from lab.description import load  # noqa: PLC0415 - slow to import, and not for --help
+    from lab.config import load  # noqa: PLC0415 - slow to import, and not for --help
 
     return [name for name in load(root).names if name.startswith(incomplete)]
 
@@ -118,11 +118,11 @@ def up(
     What -n, --provider and --stack choose holds for later commands too, until `destroy`.
     """
     from lab.hypervisors import decide  # noqa: PLC0415
-    from lab.running import Running  # noqa: PLC0415
+    from lab.lifecycle import Lifecycle  # noqa: PLC0415
 
-    running = Running.of(root, number=number, provider=provider, stack=stack, decide=decide)
-    running.up(names)
-    click.echo(_next_commands(running))
+    lifecycle = Lifecycle.of(root, number=number, provider=provider, stack=stack, decide=decide)
+    lifecycle.up(names)
+    click.echo(_next_commands(lifecycle))
     if not no_attach and _on_terminal():
         _attach()
 
@@ -131,12 +131,12 @@ def up(
 @click.pass_obj
 def attach(root: Path) -> None:
     """Show the tmux session; what is missing in it is repaired."""
-    running = _running(root)
-    if not running.hosts_up():
+    lifecycle = _lifecycle(root)
+    if not lifecycle.hosts_up():
         raise LabError("the lab is down: ./setup-env.py up")
     if not _on_terminal():
         raise LabError("attach needs a terminal; ./setup-env.py ssh NAME -- COMMAND does not")
-    running.show()
+    lifecycle.show()
     _attach()
 
 
@@ -145,7 +145,7 @@ def attach(root: Path) -> None:
 @click.pass_obj
 def status(root: Path, as_json: bool) -> None:
     """Each instance's address and services, and what its proxy sees of the peers."""
-    overview = _running(root).status()
+    overview = _lifecycle(root).status()
     if as_json:
         import json  # noqa: PLC0415
 
@@ -162,10 +162,10 @@ def status(root: Path, as_json: bool) -> None:
 @click.pass_obj
 def ssh(root: Path, name: str, command: tuple[str, ...]) -> None:
     """A shell in the instance NAME, or one COMMAND; its arguments arrive as given."""
-    running = _running(root)
-    running.require_up(name)
+    lifecycle = _lifecycle(root)
+    lifecycle.require_up(name)
     words = command[1:] if command[:1] == ("--",) else command
-    _exec_ssh(running, name, words)
+    _exec_ssh(lifecycle, name, words)
 
 
 @commands.command()
@@ -175,9 +175,9 @@ def ssh(root: Path, name: str, command: tuple[str, ...]) -> None:
 @click.pass_obj
 def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
     """The log of one SERVICE of the instance NAME, or the ends of all its logs."""
-    running = _running(root)
-    running.require_up(name)
-    _exec_ssh(running, name, running.log_command(name, service, follow=follow))
+    lifecycle = _lifecycle(root)
+    lifecycle.require_up(name)
+    _exec_ssh(lifecycle, name, lifecycle.log_command(name, service, follow=follow))
 
 
 @commands.command(
@@ -191,13 +191,13 @@ def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
 @click.pass_obj
 def test(root: Path, arguments: tuple[str, ...]) -> None:
     """Run linters and tests; a lab that they need is brought up, and put back afterwards."""
-    from lab import packages  # noqa: PLC0415
+    from lab import apt  # noqa: PLC0415
     from lab.hypervisors import decide  # noqa: PLC0415
-    from lab.running import Running  # noqa: PLC0415
+    from lab.lifecycle import Lifecycle  # noqa: PLC0415
 
     # Before any test: some use the programs without a lab.
-    needed = Running.of(root, decide=decide).debian_packages
-    packages.ensure(needed, lambda line: click.echo(line, err=True))
+    needed = Lifecycle.of(root, decide=decide).debian_packages
+    apt.ensure(needed, lambda line: click.echo(line, err=True))
     ensure("test")
     os.chdir(root)
     python = str(VENV / "bin/python")
@@ -210,14 +210,14 @@ def test(root: Path, arguments: tuple[str, ...]) -> None:
 def halt(root: Path, names: tuple[str, ...]) -> None:
     """Stop the lab, or some instances of it; `up` continues with the same data."""
     _survive_own_pane()
-    _running(root).halt(names)
+    _lifecycle(root).halt(names)
 
 
 @commands.command()
 @click.pass_obj
 def destroy(root: Path) -> None:
     """Remove the lab without trace; .venv and Debian packages stay."""
-    from lab.running import destroy as remove  # noqa: PLC0415
+    from lab.lifecycle import destroy as remove  # noqa: PLC0415
 
     _survive_own_pane()
     remove(root)
@@ -243,11 +243,11 @@ def _attach() -> NoReturn:
     tmux.attach()
 
 
-def _exec_ssh(running: Running, name: str, words: tuple[str, ...] | list[str]) -> NoReturn:
+def _exec_ssh(lifecycle: Lifecycle, name: str, words: tuple[str, ...] | list[str]) -> NoReturn:
     """Become the real ssh, so that streams and status are its own."""
     sys.stdout.flush()
     remote = [shlex.join(words)] if words else []
-    os.execvp("ssh", ["ssh", "-F", str(running.provider.ssh_config), name, *remote])  # noqa: S606
+    os.execvp("ssh", ["ssh", "-F", str(lifecycle.provider.ssh_config), name, *remote])  # noqa: S606
 
 
 def _survive_own_pane() -> None:
@@ -255,8 +255,8 @@ def _survive_own_pane() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _next_commands(running: Running) -> str:
-    first, *others = running.lab.names
+def _next_commands(lifecycle: Lifecycle) -> str:
+    first, *others = lifecycle.lab.names
     lines = [
         "",
         "The lab is up. Next:",
@@ -267,7 +267,7 @@ def _next_commands(running: Running) -> str:
         scope = shlex.quote(f'{{"image": "{others[0]}"}}')
         lines += [
             f"  ./setup-env.py ssh {first} -- openstack server create my-vm --scope {scope} \\",
-            f"      --image {running.lab.image.name} --flavor m1.tiny --network private --wait",
+            f"      --image {lifecycle.lab.image.name} --flavor m1.tiny --network private --wait",
         ]
     return "\n".join([*lines, "  ./setup-env.py halt | destroy"])
 

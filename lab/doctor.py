@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lab import packages
-from lab.description import Choices, Lab, load
+from lab import apt
+from lab.config import Choices, Lab, load
 from lab.errors import LabError
 from lab.providers import PROVIDERS, provider
 from lab.providers.base import Finding
@@ -47,10 +47,9 @@ def packaged(names: Iterable[str]) -> list[Finding]:
     :raises LabError: on a machine without Debian's package manager.
     """
     wanted = list(names)
-    lacking = packages.missing(wanted)
+    lacking = apt.missing(wanted)
     return [
-        Finding(f"package {name}", name not in lacking, packages.install_line([name]))
-        for name in wanted
+        Finding(f"package {name}", name not in lacking, apt.install_line([name])) for name in wanted
     ]
 
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable
 
 from lab import files
-from lab.description import Lab
+from lab.config import Lab
 
 
 def passwords(lab: Lab, name: str, accounts: Iterable[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab.description import Lab, load
+from lab.config import Lab, load
 from lab.processes import INSTANCE_MARK, LAB_MARK
 from lab.providers import provider
 from lab.providers.base import Host
@@ -58,12 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class RunningLab:
     """The lab of this repository, all of it up; its tmux session is on *tmux_socket*."""
 
-    description: Lab
+    config: Lab
     tmux_socket: str
 
     @property
     def ssh_config(self) -> Path:
-        return self.description.state / "ssh_config"
+        return self.config.state / "ssh_config"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,7 +72,7 @@ class RunningLab:
 
     def host(self, name: str) -> Host:
         """Where the instance *name* lives, as its provider says."""
-        return next(host for host in provider(self.description).hosts() if host.name == name)
+        return next(host for host in provider(self.config).hosts() if host.name == name)
 
     def setup_env(
         self, *arguments: str, stdin: str = "", check: bool = True

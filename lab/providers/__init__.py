@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from lab.description import Lab
+from lab.config import Lab
 from lab.providers.base import Provider
 
 #: Where the class of each provider is: only the chosen one is imported.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.description import Lab
+from lab.config import Lab
 from lab.ssh import Remote
 from lab.steps import Steps
 

@@ -6,10 +6,10 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from lab.description import Instance
+from lab.config import Instance
 from lab.errors import LabError
 from lab.parallel import for_each
-from lab.providers import logins, provision
+from lab.providers import login_shell, provision
 from lab.providers.base import Finding
 from lab.providers.machines import Machines
 from lab.steps import Steps
@@ -54,7 +54,7 @@ class Hosts(Machines):
             name for name in self.lab.names if (self._directory / f"{name}.administrator").exists()
         ]
         if begun:
-            key = logins.key(self._directory / "key")
+            key = login_shell.key(self._directory / "key")
             for_each(begun, lambda name: provision.remove(self.administrator(name), key))
 
     def doctor(self) -> list[Finding]:

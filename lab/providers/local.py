@@ -19,9 +19,9 @@ import psutil
 
 from lab import files, ports, processes
 from lab.bootstrap import base_python
-from lab.description import Instance, Lab
+from lab.config import Instance, Lab
 from lab.errors import LabError
-from lab.providers import logins
+from lab.providers import login_shell
 from lab.providers.base import Finding, Host, Needs, Provider
 from lab.steps import Steps
 
@@ -232,7 +232,7 @@ class Local(Provider):
             directory.mkdir(parents=True, exist_ok=True)
         for secret in (state, provider):
             secret.chmod(0o700)
-        key = logins.key(provider / "key")
+        key = login_shell.key(provider / "key")
         ssh_config = "# Made by setup-env.py: ssh -F with this file reaches every instance.\n"
         supervisor = _SUPERVISOR.substitute(state=state, provider=provider)
         known_hosts = ""
@@ -244,13 +244,13 @@ class Local(Provider):
             ssh_config += "\n" + _SSH_CONFIG.substitute(values)
             marks = values["marks"].replace(" ", ",")
             supervisor += _SUPERVISOR_PROGRAM.substitute(values | {"marks": marks})
-            host_key = logins.key(directory / "ssh/host_key")
+            host_key = login_shell.key(directory / "ssh/host_key")
             known_hosts += f"[{one.address}]:{SSH_PORT} {host_key}\n"
             files.write(directory / "ssh/authorized_keys", f"{key}\n")
             if files.write(directory / "ssh/sshd_config", _SSHD_CONFIG.substitute(values)):
                 changed.append(one.name)
-            files.write(directory / "bashrc", logins.bashrc(one.name))
-            files.write(directory / "login", logins.login(one.name, directory), 0o755)
+            files.write(directory / "bashrc", login_shell.bashrc(one.name))
+            files.write(directory / "login", login_shell.login(one.name, directory), 0o755)
         files.write(provider / "known_hosts", known_hosts)
         files.write(provider / "supervisord.conf", supervisor)
         files.write(self.ssh_config, ssh_config)

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab import files
-from lab.description import Lab
+from lab.config import Lab
 from lab.errors import LabError
 from lab.parallel import for_each
-from lab.providers import logins, provision
+from lab.providers import login_shell, provision
 from lab.providers.base import Host, Needs, Provider
 from lab.providers.provision import HOME, USER, Administrator
 from lab.ssh import Remote
@@ -27,7 +27,7 @@ _PYTHON = "/usr/bin/python3"
 
 
 @dataclass(frozen=True)
-class Door:
+class SshEndpoint:
     """Where ssh finds a machine: host name and port, its host keys, a proxy command if any."""
 
     hostname: str
@@ -88,7 +88,7 @@ class Machines(Provider):
         """Start the machines, and prepare each for its instance."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._directory.chmod(0o700)
-        key = logins.key(self._directory / "key")
+        key = login_shell.key(self._directory / "key")
         sections = self._start(names, steps)
         for name in names:
             (self._directory / f"{name}.administrator").write_text(sections[name])
@@ -96,21 +96,21 @@ class Machines(Provider):
             key, provision.Source.of(self.lab.root), needs, self.lab.mirrors
         )
 
-        def prepare(name: str) -> Door:
+        def prepare(name: str) -> SshEndpoint:
             with steps.step(name, "user, source and packages") as step:
                 administrator = self.administrator(name)
                 preparation.apply(administrator, name, step.log, steps.say)
-                return self._door(name, administrator)
+                return self._endpoint(name, administrator)
 
-        doors = self._doors() | dict(zip(names, for_each(names, prepare), strict=True))
-        self._write_doors(doors)
+        endpoints = self._endpoints() | dict(zip(names, for_each(names, prepare), strict=True))
+        self._write_endpoints(endpoints)
         hosts = [host for host in self.hosts() if host.name in names]
         for_each(hosts, self._install_uv)
         return hosts
 
     def hosts(self) -> list[Host]:
         """The machines that were prepared."""
-        doors = self._doors()
+        endpoints = self._endpoints()
         return [
             Host(
                 name=one.name,
@@ -126,21 +126,23 @@ class Machines(Provider):
                 outlives_lab=self.machines_stay,
             )
             for one in self.lab.instances
-            if one.name in doors
+            if one.name in endpoints
         ]
 
     def is_up(self, name: str) -> bool:
         """Whether an sshd greets where that of *name* was; behind a proxy, whether it lets in."""
-        door = self._doors().get(name)
-        if door is None:
+        endpoint = self._endpoints().get(name)
+        if endpoint is None:
             return False
-        if door.proxy_command:
+        if endpoint.proxy_command:
             try:
                 return self._remote(name).run(["true"], check=False).ok
             except LabError:
                 return False
         try:
-            with socket.create_connection((door.hostname, door.port), timeout=5) as connection:
+            with socket.create_connection(
+                (endpoint.hostname, endpoint.port), timeout=5
+            ) as connection:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False
@@ -156,36 +158,42 @@ class Machines(Provider):
     def _remote(self, name: str) -> Remote:
         return Remote(self.ssh_config, name)
 
-    def _door(self, name: str, administrator: Administrator) -> Door:
+    def _endpoint(self, name: str, administrator: Administrator) -> SshEndpoint:
         import paramiko  # noqa: PLC0415 - slow to import
 
         config = paramiko.SSHConfig.from_path(str(self._directory / f"{name}.administrator"))
         found = config.lookup(name)
-        return Door(
+        return SshEndpoint(
             hostname=found["hostname"],
             port=int(found.get("port", 22)),
             keys=tuple(provision.host_keys(administrator)),
             proxy_command=found.get("proxycommand", ""),
         )
 
-    def _doors(self) -> dict[str, Door]:
+    def _endpoints(self) -> dict[str, SshEndpoint]:
         try:
-            kept = json.loads((self._directory / "doors.json").read_text())
+            kept = json.loads((self._directory / "endpoints.json").read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise LabError(f"{self._directory}/doors.json cannot be read: {error}") from error
-        return {name: Door(**{**door, "keys": tuple(door["keys"])}) for name, door in kept.items()}
+            raise LabError(f"{self._directory}/endpoints.json cannot be read: {error}") from error
+        return {
+            name: SshEndpoint(**{**endpoint, "keys": tuple(endpoint["keys"])})
+            for name, endpoint in kept.items()
+        }
 
-    def _write_doors(self, doors: Mapping[str, Door]) -> None:
+    def _write_endpoints(self, endpoints: Mapping[str, SshEndpoint]) -> None:
         texts = {
-            self._directory / "doors.json": json.dumps(
-                {name: asdict(door) for name, door in doors.items()}, indent=1
+            self._directory / "endpoints.json": json.dumps(
+                {name: asdict(endpoint) for name, endpoint in endpoints.items()}, indent=1
             ),
-            self._directory / "known_hosts": "".join(door.known_hosts() for door in doors.values()),
+            self._directory / "known_hosts": "".join(
+                endpoint.known_hosts() for endpoint in endpoints.values()
+            ),
             self.ssh_config: "# Made by setup-env.py: ssh -F with this file reaches every instance."
             + "".join(
-                f"\n\n{door.ssh_config(name, self._directory)}" for name, door in doors.items()
+                f"\n\n{endpoint.ssh_config(name, self._directory)}"
+                for name, endpoint in endpoints.items()
             ),
         }
         for path, text in texts.items():

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from lab.description import Mirrors
+from lab.config import Mirrors
 from lab.errors import LabError
-from lab.providers import logins
+from lab.providers import login_shell
 from lab.providers.base import Host, Needs
 from lab.ssh import Remote, Result
 
@@ -157,9 +157,7 @@ def remove(administrator: Administrator, key: str) -> None:
         return
     end_processes(administrator)
     if administrator.exists(SOURCE / "lab"):
-        administrator.run(
-            ["env", "-C", SOURCE, "python3", "-B", "-m", "lab.packages", "remove", _NOTES]
-        )
+        administrator.run(["env", "-C", SOURCE, "python3", "-B", "-m", "lab.apt", "remove", _NOTES])
     if administrator.run(["id", "-u", USER], check=False).ok:
         administrator.run(["userdel", "--remove", USER])
     administrator.run(["rm", "-rf", HOME])
@@ -250,8 +248,8 @@ def _make_user(administrator: Administrator, name: str, key: str, *, may_become_
     for directory in (".ssh", "instance", "shared"):
         administrator.run(["install", "-d", "-m", "0700", "-o", USER, HOME / directory])
     login = HOME / "instance" / "login"
-    administrator.write(login, logins.login(name, login.parent), "0755", USER)
-    administrator.write(login.with_name("bashrc"), logins.bashrc(name), "0644", USER)
+    administrator.write(login, login_shell.login(name, login.parent), "0755", USER)
+    administrator.write(login.with_name("bashrc"), login_shell.bashrc(name), "0644", USER)
     keys = f'restrict,pty,port-forwarding,command="{login}" {key}\n'
     administrator.write(HOME / ".ssh" / "authorized_keys", keys, "0600", USER)
     if may_become_root:
@@ -329,7 +327,7 @@ def _install_packages(
         if text.startswith("Installing "):
             say(f"{name}: {text}")
 
-    command: list[str | Path] = ["env", "-C", SOURCE, "python3", "-B", "-m", "lab.packages"]
+    command: list[str | Path] = ["env", "-C", SOURCE, "python3", "-B", "-m", "lab.apt"]
     done = administrator.run([*command, "ensure", _NOTES, *packages], on_line=line, check=False)
     if not done.ok:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]

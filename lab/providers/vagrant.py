@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
 from lab import hypervisors
-from lab.description import Lab
+from lab.config import Lab
 from lab.errors import LabError
 from lab.parallel import for_each
 from lab.providers.base import Finding
@@ -56,7 +56,7 @@ class Vagrant(Machines):
 
     def halt(self, names: Sequence[str]) -> None:
         """``vagrant halt``."""
-        made = [name for name in names if name in self._doors()]
+        made = [name for name in names if name in self._endpoints()]
         self._call(lambda vagrant: [vagrant.halt(vm_name=name) for name in made])
 
     def destroy(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from lab.description import Lab
+from lab.config import Lab
 from lab.errors import LabError
 from lab.stacks.base import Connect, Stack
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lab.description import PROXY_PORT, Instance, Lab
+from lab.config import PROXY_PORT, Instance, Lab
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.ssh import Remote

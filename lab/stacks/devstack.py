@@ -14,12 +14,12 @@ from typing import NoReturn
 
 import jinja2
 
-from lab.description import PROXY_PORT, Lab
+from lab.config import PROXY_PORT, Lab
 from lab.errors import LabError
-from lab.offers import Offers
 from lab.parallel import for_each
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
+from lab.resources import Resources
 from lab.ssh import Remote, Result
 from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
@@ -301,15 +301,23 @@ class _Machine:
     def offer(self, log: Callable[[str], None]) -> None:
         """Make the flavors, networks and image that lab.yaml lists, and an ordinary user."""
         python = str(_VENV / "bin" / "python")
-        offers = Offers(
+        wanted = Resources(
             tuple(flavor.model_dump() for flavor in self._lab.flavors),
             tuple(network.model_dump(mode="json") for network in self._lab.networks),
             self._lab.image.model_dump(mode="json"),
             {"name": MEMBER, "password": passwords(self._lab, self._host.name, ACCOUNTS)[MEMBER]},
         )
         self._remote.run(
-            ["env", "-C", str(self._host.source), python, "-m", "lab.offers", "/opt/stack/shared"],
-            stdin=offers.to_json(),
+            [
+                "env",
+                "-C",
+                str(self._host.source),
+                python,
+                "-m",
+                "lab.resources",
+                "/opt/stack/shared",
+            ],
+            stdin=wanted.to_json(),
             on_line=log,
             env={"OS_CLOUD": self._host.name},
         )

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lab.description import PROXY_PORT, Lab
+from lab.config import PROXY_PORT, Lab
 from lab.errors import LabError
 from lab.parallel import for_each
 from lab.passwords import passwords

@@ -36,7 +36,7 @@ _F_SETSIG = 10
 #: What each kind of fork server imports.
 KINDS: Mapping[str, tuple[str, ...]] = {
     **{service.name: service.imports for service in SERVICES},
-    "client": ("openstack.connection", "lab.wheels.resources"),
+    "client": ("openstack.connection", "lab.wheels.client"),
 }
 
 #: What most kinds import: done once for all that start together. Nothing in it needs eventlet.

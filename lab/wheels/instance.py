@@ -217,7 +217,7 @@ class Instance:
 
     def _client(self, phase: str, environment: Mapping[str, str] | None = None) -> None:
         whole = {"SPEC": self.layout.spec.to_json(), **(environment or {})}
-        self._run("client", "lab.wheels.resources:main", ("resources", phase), whole)
+        self._run("client", "lab.wheels.client:main", ("resources", phase), whole)
 
     def _run(
         self,

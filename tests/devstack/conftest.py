@@ -1,4 +1,4 @@
-"""Two real DevStacks in a cell, cloned from a directory of bare mirrors that the caller names."""
+"""Two real DevStacks in a sandbox, cloned from a directory of bare mirrors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.machines.cell import Cell
-from tests.machines.conftest import cell, clone
-from tests.machines.keeper import PROXY_ADDRESS
+from tests.machines.conftest import clone, sandbox
+from tests.machines.sandbox import Sandbox
+from tests.machines.sandbox_owner import PROXY_ADDRESS
 
-__all__ = ["cell", "clone"]
+__all__ = ["clone", "sandbox"]
 
 VARIABLE = "OPENSTACKOID_MIRRORS"
 #: What DevStack clones of OpenStack, itself included.
@@ -42,18 +42,18 @@ def mirrors() -> Path:
 
 
 @pytest.fixture(scope="session")
-def git_base(mirrors: Path, cell: Cell) -> Iterator[str]:
-    """Where machines in the cell find the mirrors: what DevStack calls GIT_BASE."""
+def git_base(mirrors: Path, sandbox: Sandbox) -> Iterator[str]:
+    """Where machines in the sandbox find the mirrors: what DevStack calls GIT_BASE."""
     base = f"git://{PROXY_ADDRESS}"
     with tempfile.TemporaryDirectory(prefix="oid-git-", dir="/var/tmp") as name:
         note = Path(name) / "pid"
         serve = [f"--listen={PROXY_ADDRESS}", f"--base-path={mirrors}", "--export-all"]
         command = ["git", "daemon", *serve, f"--pid-file={note}"]
-        with subprocess.Popen(cell.command(command, ROOT)) as daemon:
+        with subprocess.Popen(sandbox.command(command, ROOT)) as daemon:
             ask = ["git", "ls-remote", f"{base}/openstack/devstack.git", "HEAD"]
             deadline = time.monotonic() + 10
-            while cell.run(ask, ROOT).returncode != 0:
+            while sandbox.run(ask, ROOT).returncode != 0:
                 assert daemon.poll() is None and time.monotonic() < deadline, "no git daemon"
                 time.sleep(0.2)
             yield base
-            cell.run(["kill", note.read_text().strip()], ROOT, check=True)
+            sandbox.run(["kill", note.read_text().strip()], ROOT, check=True)

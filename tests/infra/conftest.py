@@ -8,7 +8,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-from lab.description import Instance, load
+from lab.config import Instance, load
 from tests.conftest import ROOT, RunningLab
 
 NAMES = load(ROOT).names
@@ -16,7 +16,7 @@ NAMES = load(ROOT).names
 
 @pytest.fixture(params=NAMES)
 def instance(lab: RunningLab, request: pytest.FixtureRequest) -> Instance:
-    return lab.description.instance(request.param)
+    return lab.config.instance(request.param)
 
 
 @pytest.fixture

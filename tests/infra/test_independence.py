@@ -20,9 +20,9 @@ SECRETS = {
 @pytest.mark.parametrize("secret", SECRETS)
 def test_no_secret_of_one_instance_is_one_of_another(lab: RunningLab, secret: str) -> None:
     found = []
-    for name in lab.description.names:
+    for name in lab.config.names:
         host = testinfra.get_host(f"ssh://{name}", ssh_config=str(lab.ssh_config))
         directory = lab.host(name).directory
         found.append(host.check_output(SECRETS[secret], str(directory)))
     assert all(found)
-    assert len(set(found)) == len(lab.description.names)
+    assert len(set(found)) == len(lab.config.names)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from testinfra.host import Host
 
-from lab.description import Instance
+from lab.config import Instance
 from lab.providers.local import SSH_PORT
 from lab.stacks.wheels import _spec
 from lab.wheels.layout import Layout
@@ -92,7 +92,7 @@ def test_no_service_listens_on_every_address(host: Host, service: str) -> None:
 def test_up_knows_every_port_that_an_instance_listens_on(
     host: Host, lab: RunningLab, instance: Instance
 ) -> None:
-    layout = Layout(_spec(lab.description, lab.host(instance.name)))
+    layout = Layout(_spec(lab.config, lab.host(instance.name)))
     known = {port for program in programs(layout) for _, port in program.listens}
     lines = host.check_output(f"ss -Hltn src {instance.address}").splitlines()
     found = {int(line.split()[3].rpartition(":")[2]) for line in lines}
@@ -160,8 +160,8 @@ def test_a_shell_has_the_administrators_password_of_its_own_instance_only(
 ) -> None:
     text = host.file(str(lab.host(instance.name).home / ".config/openstack/clouds.yaml"))
     clouds = yaml.safe_load(text.content_string)["clouds"]
-    owners = yaml.safe_load((lab.description.state / "clouds.yaml").read_text())["clouds"]
-    assert set(clouds) == set(owners) == set(lab.description.names)
+    owners = yaml.safe_load((lab.config.state / "clouds.yaml").read_text())["clouds"]
+    assert set(clouds) == set(owners) == set(lab.config.names)
     administrators = {
         name for name, cloud in owners.items() if cloud["auth"]["password"] in text.content_string
     }
@@ -169,7 +169,7 @@ def test_a_shell_has_the_administrators_password_of_its_own_instance_only(
 
 
 def test_the_image_says_that_it_is_a_placeholder(host: Host, lab: RunningLab) -> None:
-    if lab.description.image.url:
+    if lab.config.image.url:
         pytest.skip("lab.yaml names a real image")
     image = json.loads(host.check_output("openstack image show cirros -f json"))
     assert image["properties"]["openstackoid_placeholder"] == "true"

@@ -51,7 +51,7 @@ class Shell:
 
     @property
     def _is_devstack(self) -> bool:
-        return self.lab.description.stack == "devstack"
+        return self.lab.config.stack == "devstack"
 
     @cached_property
     def directory(self) -> Path:
@@ -64,7 +64,7 @@ class Shell:
 
     def user(self, home: Shell) -> str:
         """The ID of the instance's own user who a shell in *home* is here."""
-        member = stacks.stack_class(self.lab.description.stack).member
+        member = stacks.stack_class(self.lab.config.stack).member
         name = "admin" if home is self else member
         return self.sql(f"SELECT user_id FROM keystone.local_user WHERE name = '{name}'")[0][0]
 
@@ -78,7 +78,7 @@ class Shell:
 @pytest.fixture(scope="session")
 def shell(lab: RunningLab) -> Callable[[str], Shell]:
     """The login in an instance; the same one each time."""
-    shells = {name: Shell(lab, name) for name in lab.description.names}
+    shells = {name: Shell(lab, name) for name in lab.config.names}
     return shells.__getitem__
 
 

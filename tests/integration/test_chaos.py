@@ -47,8 +47,8 @@ def _up(lab: RunningLab, after: str) -> None:
 
 def _check_all(lab: RunningLab, shell: Shell) -> None:
     """No port has two programs, and instances work together."""
-    for name in lab.description.names:
-        address = str(lab.description.instance(name).address)
+    for name in lab.config.names:
+        address = str(lab.config.instance(name).address)
         lines = lab.ssh(name, "ss", "-Hltn", "src", address).stdout.splitlines()
         listeners = Counter(line.split()[3] for line in lines)
         assert set(listeners.values()) == {1}, name

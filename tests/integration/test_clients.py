@@ -29,7 +29,7 @@ SCOPE = Scope({"image": "InstanceTwo"})
 @pytest.fixture
 def cloud(lab: RunningLab) -> dict[str, Any]:
     """InstanceOne in clouds.yaml, with a scope in its auth URL."""
-    clouds = yaml.safe_load((lab.description.state / "clouds.yaml").read_text())
+    clouds = yaml.safe_load((lab.config.state / "clouds.yaml").read_text())
     settings: dict[str, Any] = clouds["clouds"]["InstanceOne"]
     plain = settings["auth"]["auth_url"]
     settings["auth"]["auth_url"] = plain.replace("/identity", f"/{SCOPE.url_segment()}/identity")

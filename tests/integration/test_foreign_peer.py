@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.description import PROXY_PORT
+from lab.config import PROXY_PORT
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 from tests.integration.wire import GARBAGE, IMAGES, TOKENS, ask, login
@@ -22,7 +22,7 @@ def listener(lab: RunningLab) -> Iterator[RecordingPeer]:
     """Somebody who listens where the proxy of InstanceTwo was."""
     lab.setup_env("halt", "InstanceTwo")
     try:
-        address = str(lab.description.instance("InstanceTwo").address)
+        address = str(lab.config.instance("InstanceTwo").address)
         with RecordingPeer(address, PROXY_PORT) as peer:
             wait_for_peer(lab, "UP")
             yield peer

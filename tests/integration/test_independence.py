@@ -26,7 +26,7 @@ from tests.integration.conftest import Shell
 
 def _status(lab: RunningLab, name: str, path: str, token: str) -> int:
     """The HTTP status that the proxy of the instance *name* answers with."""
-    address = lab.description.instance(name).address
+    address = lab.config.instance(name).address
     request = urllib.request.Request(
         f"http://{address}:8888{path}", headers={"X-Auth-Token": token}
     )
@@ -101,7 +101,7 @@ def test_the_first_requests_after_a_start_are_answered_as_all_later_ones(
     lab: RunningLab, one: Shell
 ) -> None:
     token = one.openstack("token issue -f value -c id")
-    network = f"http://{lab.description.instance('InstanceOne').address}:8888/networking"
+    network = f"http://{lab.config.instance('InstanceOne').address}:8888/networking"
     configuration = str(one.directory / "etc" / "supervisord.conf")
 
     def answer(path: str) -> bytes:
@@ -126,7 +126,7 @@ def test_up_brings_an_instance_back_whose_processes_were_all_killed(
     server = two.json(
         "server create test-kept --image cirros --flavor m1.tiny --network private --wait"
     )
-    for process in processes.marked(lab.description.state, "InstanceTwo"):
+    for process in processes.marked(lab.config.state, "InstanceTwo"):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     lab.setup_env("up", "--no-attach")
@@ -136,9 +136,9 @@ def test_up_brings_an_instance_back_whose_processes_were_all_killed(
 
 @pytest.mark.usefixtures("two_halted")
 def test_taken_ports_are_named_with_who_has_them_and_soon(lab: RunningLab) -> None:
-    if not provider(lab.description).is_here:
+    if not provider(lab.config).is_here:
         pytest.skip("this machine has none of the instance's ports")
-    address = str(lab.description.instance("InstanceTwo").address)
+    address = str(lab.config.instance("InstanceTwo").address)
     started = time.monotonic()
     with socket.create_server((address, 3306)), socket.create_server((address, 9696)):
         refused = lab.setup_env("up", "--no-attach", check=False)
@@ -153,7 +153,7 @@ def test_taken_ports_are_named_with_who_has_them_and_soon(lab: RunningLab) -> No
 @pytest.fixture
 def of_another_installation(lab: RunningLab, two: Shell) -> Iterator[Path]:
     """InstanceTwo's note of who made its data, after a migration of that has failed."""
-    if lab.description.stack != "wheels":
+    if lab.config.stack != "wheels":
         pytest.skip("DevStack migrates its databases itself")
     kept = two.directory / "data" / "mariadb.installed"
     table = "glance.alembic_version"

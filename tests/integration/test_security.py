@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.description import PROXY_PORT
+from lab.config import PROXY_PORT
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 from tests.integration.wire import GARBAGE, IMAGES, TOKENS, ask, login
@@ -63,14 +63,14 @@ def test_a_token_that_was_revoked_elsewhere_ends_here_when_the_cache_does(lab: R
     headers = {"X-Auth-Token": token}
     assert ask(lab, "InstanceOne", IMAGES, headers)[0] == 200
     bare = token.partition("!")[0]
-    address = lab.description.instance("InstanceOne").address
+    address = lab.config.instance("InstanceOne").address
     revoke = urllib.request.Request(
         f"http://{address}:{PROXY_PORT}{TOKENS}",
         headers={"X-Auth-Token": bare, "X-Subject-Token": bare},
         method="DELETE",
     )
     urllib.request.urlopen(revoke, timeout=20).close()
-    deadline = time.monotonic() + lab.description.token_cache + 10
+    deadline = time.monotonic() + lab.config.token_cache + 10
     while ask(lab, "InstanceOne", IMAGES, headers)[0] != 401:
         assert time.monotonic() < deadline
         time.sleep(1)

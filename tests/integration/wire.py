@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from email.message import Message
 from typing import Any
 
-from lab.description import PROXY_PORT
+from lab.config import PROXY_PORT
 from openstackoid.scope import Scope
 from tests.conftest import RunningLab
 
@@ -28,7 +28,7 @@ def ask(
     lab: RunningLab, name: str, path: str, headers: Mapping[str, str], body: object = None
 ) -> tuple[int, Mapping[str, str], Any]:
     """Status, headers by their names in lower case, and content of an answer of a proxy."""
-    address = lab.description.instance(name).address
+    address = lab.config.instance(name).address
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
         f"http://{address}:{PROXY_PORT}{path}",
@@ -50,7 +50,7 @@ def _lower(headers: Message) -> dict[str, str]:
 
 def login(lab: RunningLab, name: str, user: str, scope: str = "") -> str:
     """A token of the user, in the project of the same name, for *scope*."""
-    secrets = json.loads((lab.description.state / "secrets" / f"{name}.json").read_text())
+    secrets = json.loads((lab.config.state / "secrets" / f"{name}.json").read_text())
     domain = {"id": "default"}
     who = {"name": user, "domain": domain, "password": secrets[user]}
     auth = {

@@ -1,4 +1,4 @@
-"""Real Vagrant machines in a private cell of namespaces: nothing of theirs is left on the host."""
+"""Real Vagrant machines in a private sandbox of namespaces: nothing is left on the host."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-#: The Docker image that a cell makes of the box.
+#: The Docker image that a sandbox makes of the box.
 IMAGE = "openstackoid-box"
 
 _SYSTEM = (

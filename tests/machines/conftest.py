@@ -1,4 +1,4 @@
-"""A cell for real Vagrant machines, and a clone of the repository whose lab is made of them."""
+"""A sandbox for real Vagrant machines, and a clone of the repository whose lab is made of them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import yaml
 
-from lab import packages
+from lab import apt
 from lab.errors import LabError
 from lab.tmux import SOCKET_VARIABLE
 from tests.conftest import ROOT, end_tmux
 from tests.machines import PACKAGES
 from tests.machines.box import IMAGE
-from tests.machines.cell import PROXY, Cell
+from tests.machines.sandbox import PROXY, Sandbox
 
 
 @dataclass(frozen=True)
 class Clone:
-    """A clone of the repository in *root*, used from within *cell*."""
+    """A clone of the repository in *root*, used from within *sandbox*."""
 
-    cell: Cell
+    sandbox: Sandbox
     root: Path
 
     @property
@@ -37,7 +37,7 @@ class Clone:
 
     def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """What the command *argv* does and says in the clone."""
-        done = self.cell.run(argv, cwd=self.root, env={SOCKET_VARIABLE: self.socket})
+        done = self.sandbox.run(argv, cwd=self.root, env={SOCKET_VARIABLE: self.socket})
         if check and done.returncode != 0:
             words = " ".join(argv)
             pytest.fail(f"{words}: {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
@@ -61,27 +61,27 @@ class Clone:
 
 
 @pytest.fixture(scope="session")
-def cell() -> Iterator[Cell]:
+def sandbox() -> Iterator[Sandbox]:
     """The place where the machines run; where there can be none, the tests are skipped."""
     if os.geteuid() != 0 and "CI" not in os.environ:
         pytest.skip("machines of a test need namespaces of their own, which only root may make")
     try:
-        packages.ensure(PACKAGES, print)
+        apt.ensure(PACKAGES, print)
     except LabError as error:
         pytest.fail(str(error), pytrace=False)
-    with Cell() as made:
+    with Sandbox() as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def clone(cell: Cell) -> Iterator[Callable[[], Clone]]:
-    """Makes clones whose machines are of Docker and fetch through the cell's proxy."""
+def clone(sandbox: Sandbox) -> Iterator[Callable[[], Clone]]:
+    """Makes clones whose machines are of Docker and fetch through the sandbox's proxy."""
     made: list[Clone] = []
 
     def make() -> Clone:
         root = Path(tempfile.mkdtemp(prefix="oid-", dir="/var/tmp")) / "lab"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True)
-        one = Clone(cell, root)
+        one = Clone(sandbox, root)
         machines = {"box": IMAGE, "cpus": 2, "memory": 4096, "provider": "docker"}
         one.describe(provider="vagrant", vagrant=machines, mirrors={"proxy": PROXY})
         made.append(one)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.machines.box import IMAGE
-from tests.machines.cell import PROXY
 from tests.machines.conftest import Clone
+from tests.machines.sandbox import PROXY
 
 ADDRESSES = {"InstanceOne": "192.168.57.11", "InstanceTwo": "192.168.57.12"}
 MACHINE = (
@@ -30,7 +30,7 @@ EVERYTHING = (
 def lab(clone: Callable[[], Clone]) -> Iterator[Clone]:
     """A lab on two machines that it has not made, with sshd, sudo and no haproxy."""
     one = clone()
-    # Private to the cell: the user who runs the lab has a key there, and knows the machines.
+    # Private to the sandbox: the user who runs the lab has a key there, and knows the machines.
     ssh = one.root.parent / "ssh"
     ssh.mkdir(mode=0o700)
     one.run("mkdir", "-p", "-m", "700", "/root/.ssh")

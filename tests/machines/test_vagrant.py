@@ -104,7 +104,7 @@ def requests_answered(machines: Clone) -> Iterator[Callable[[], list[str]]]:
         " http://192.168.56.11:8888/identity/v3; sleep 0.05; done"
     )
     asking = subprocess.Popen(
-        machines.cell.command(["bash", "-c", loop], machines.root),
+        machines.sandbox.command(["bash", "-c", loop], machines.root),
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from lab.description import Lab, load
+from lab.config import Lab, load
 from lab.errors import LabError
 from lab.passwords import passwords
 from lab.providers.base import Host
@@ -182,8 +182,8 @@ def test_no_password_gets_into_our_log(root: Path, up: Up) -> None:
 def test_other_instances_come_in_as_a_user_who_is_made_there(root: Path, up: Up) -> None:
     lab = describe(root)
     up(lab)
-    [offers] = [text for line, text in up.machine.inputs.items() if "lab.offers" in line]
-    made = json.loads(offers)["member"]
+    [wanted] = [text for line, text in up.machine.inputs.items() if "lab.resources" in line]
+    made = json.loads(wanted)["member"]
     known = DevStack(lab, lambda _: cast(Remote, None)).clouds("InstanceTwo")["clouds"][
         "InstanceOne"
     ]["auth"]

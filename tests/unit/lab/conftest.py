@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from lab import processes
-from lab.description import Lab, load
+from lab.config import Lab, load
 from lab.tmux import SOCKET_VARIABLE
 from tests.conftest import end_tmux
 

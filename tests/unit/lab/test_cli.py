@@ -230,7 +230,7 @@ def test_a_second_command_waits_for_the_first_and_says_for_whom(sandbox: Sandbox
         [
             sys.executable,
             "-c",
-            "import sys, pathlib; from lab.running import locked\n"
+            "import sys, pathlib; from lab.lifecycle import locked\n"
             f"with locked(pathlib.Path({str(sandbox.state)!r}), 'up'):\n"
             "    print('held', flush=True); sys.stdin.read()",
         ],

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lab import stacks
-from lab.description import Lab, load
+from lab.config import Lab, load
 from lab.passwords import passwords
 from lab.providers.base import Host
 from lab.ssh import Remote

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.description import load
+from lab.config import load
 from lab.providers import machines, provision
 from lab.providers.hosts import Hosts
 from lab.ssh import Remote
@@ -55,10 +55,10 @@ def jumped(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return hosts
 
 
-def open_door(hosts: Hosts, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def open_endpoint(hosts: Hosts, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     key = (sandbox.state / "InstanceTwo/ssh/host_key.pub").read_text()
     monkeypatch.setattr(provision, "host_keys", lambda _: [" ".join(key.split()[:2])])
-    hosts._write_doors({NAME: hosts._door(NAME, hosts.administrator(NAME))})
+    hosts._write_endpoints({NAME: hosts._endpoint(NAME, hosts.administrator(NAME))})
 
 
 def whereami(remote: Remote) -> str:
@@ -72,7 +72,7 @@ def test_a_jump_host_of_the_users_holds_for_the_administrator(jumped: Hosts) -> 
 def test_a_jump_host_of_the_users_holds_for_the_instances_user(
     jumped: Hosts, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_door(jumped, sandbox, monkeypatch)
+    open_endpoint(jumped, sandbox, monkeypatch)
     assert jumped.is_up(NAME)
     assert whereami(Remote(jumped.ssh_config, NAME)) == "InstanceTwo"
     sandbox.ok("halt", "InstanceOne")

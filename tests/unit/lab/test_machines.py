@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from lab import hypervisors
-from lab.description import Mirrors
+from lab.config import Mirrors
 from lab.providers import provision
-from lab.providers.machines import Door
+from lab.providers.machines import SshEndpoint
 from lab.providers.provision import Administrator
 from lab.ssh import Remote, Result
 
@@ -24,14 +24,14 @@ KEYS = ("ssh-ed25519 AAAA", "ssh-rsa BBBB")
 
 @pytest.mark.parametrize(("port", "place"), [(22, "192.0.2.7"), (2200, "[192.0.2.7]:2200")])
 def test_known_hosts_name_a_port_that_is_not_the_usual_one(port: int, place: str) -> None:
-    door = Door("192.0.2.7", port, KEYS)
-    assert door.known_hosts() == f"{place} {KEYS[0]}\n{place} {KEYS[1]}\n"
+    endpoint = SshEndpoint("192.0.2.7", port, KEYS)
+    assert endpoint.known_hosts() == f"{place} {KEYS[0]}\n{place} {KEYS[1]}\n"
 
 
 def test_the_ssh_config_of_a_machine_is_strict_and_for_the_instances_user(tmp_path: Path) -> None:
     path = tmp_path / "config"
-    door = Door("192.0.2.7", 2200, KEYS, proxy_command="ssh -W %h:%p jump")
-    path.write_text(door.ssh_config("InstanceOne", Path("/lab/provider")))
+    endpoint = SshEndpoint("192.0.2.7", 2200, KEYS, proxy_command="ssh -W %h:%p jump")
+    path.write_text(endpoint.ssh_config("InstanceOne", Path("/lab/provider")))
     shown = subprocess.run(
         ["ssh", "-F", str(path), "-G", "InstanceOne"], capture_output=True, text=True, check=True
     ).stdout.splitlines()

@@ -12,10 +12,10 @@ import click
 import pytest
 
 from lab import cli, hypervisors
-from lab.description import Choices, Decide, Lab, load
+from lab.config import Choices, Decide, Lab, load
 from lab.errors import LabError
 from lab.hypervisors import decide
-from lab.running import Running
+from lab.lifecycle import Lifecycle
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO = "instances: [{name: A, address: 127.0.1.1}, {name: B, address: 127.0.2.1}]\n"
@@ -300,7 +300,7 @@ def test_a_lab_without_a_provider_yet_is_read_with_the_addresses_that_there_are(
 def test_a_lab_without_a_provider_yet_is_down_whatever_its_stack_needs(tmp_path: Path) -> None:
     machines = "vagrant: {box: x, cpus: 1, memory: 512}\nstack: devstack\n"
     lab = described(tmp_path, TWO + machines)
-    status = Running.of(lab.root).status()
+    status = Lifecycle.of(lab.root).status()
     assert status["provider"] == "auto"
     assert not any(one["up"] for one in status["instances"])
 
@@ -316,4 +316,4 @@ def test_the_status_of_a_lab_on_vagrant_asks_no_hypervisor(
     machines = "vagrant: {box: x, cpus: 1, memory: 512, provider: libvirt}\n"
     lab = described(tmp_path, TWO + machines, Choices(provider="vagrant"))
     Choices(provider="vagrant").keep(lab.state)
-    assert Running.of(lab.root).status()["provider"] == "vagrant"
+    assert Lifecycle.of(lab.root).status()["provider"] == "vagrant"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.description import Choices, load
+from lab.config import Choices, load
 from lab.errors import LabError
 
 TEXT = (Path(__file__).resolve().parents[2] / "lab.yaml").read_text()

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from lab import files, packages, processes, providers, stacks
-from lab.description import Choices, Decide, Lab, load
+from lab import apt, files, processes, providers, stacks
+from lab.config import Choices, Decide, Lab, load
 from lab.errors import LabError
 from lab.providers.base import Host, Provider
 from lab.stacks.base import InstanceStatus, Stack
@@ -23,7 +23,7 @@ from lab.steps import Steps
 
 
 @dataclass
-class Running:
+class Lifecycle:
     """A lab with the provider and the stack that were chosen for it."""
 
     lab: Lab
@@ -39,7 +39,7 @@ class Running:
         provider: str | None = None,
         stack: str | None = None,
         decide: Decide | None = None,
-    ) -> Running:
+    ) -> Lifecycle:
         """The lab of the repository *root*, with what the command line chose now and earlier.
 
         *decide* chooses the provider where nobody has.
@@ -90,12 +90,12 @@ class Running:
         :raises LabError: naming what cannot be brought up.
         """
         chosen = _chosen(self.lab, names)
-        packages.check(self.debian_packages)
+        apt.check(self.debian_packages)
         with locked(self.lab.state, "up"), Steps(self.lab.state / "log") as steps:
             lab = self.lab
             self.choices.updated(None, lab.provider, lab.stack).keep(lab.state)
             steps.say(f"provider {lab.provider} ({lab.because}), stack {lab.stack}")
-            packages.ensure(self.debian_packages, steps.say, self.lab.state / "log")
+            apt.ensure(self.debian_packages, steps.say, self.lab.state / "log")
             self._stop_surplus()
             hosts = self.provider.up(chosen, self.stack.needs, steps)
             self.stack.up(hosts, steps)
@@ -177,23 +177,23 @@ def destroy(root: Path) -> None:
     state = root.absolute() / ".lab"
     if state.exists():
         with locked(state, "destroy"):
-            running = _readable(root)
-            if running is not None:
-                hosts = running.hosts_up()
-                running.stack.destroy(hosts)
-                running.provider.destroy()
+            lifecycle = _readable(root)
+            if lifecycle is not None:
+                hosts = lifecycle.hosts_up()
+                lifecycle.stack.destroy(hosts)
+                lifecycle.provider.destroy()
             processes.stop_all(state)
             _remove(state)
     tmux.remove()
 
 
-def _readable(root: Path) -> Running | None:
+def _readable(root: Path) -> Lifecycle | None:
     """The lab, unless lab.yaml is wrong: what is on this machine can be removed without it.
 
     :raises LabError: when lab.yaml is wrong and there may be more than that.
     """
     try:
-        return Running.of(root)
+        return Lifecycle.of(root)
     except LabError as error:
         if Choices.of(root / ".lab").provider not in (None, "auto", "local"):
             raise

@@ -1,8 +1,8 @@
-"""The process that owns a cell: it makes it, says what is in it, and removes it without trace.
+"""The process that owns a sandbox: it makes it, says what is in it, and removes it without trace.
 
-It is a process of its own, so that a cell ends with whoever asked for it, however that one ends:
-its standard input is then closed. Should the keeper itself be killed, the kernel ends all that is
-in the cell; only files are left then, which the next keeper removes.
+It is a process of its own, so that a sandbox ends with whoever asked for it, however that one ends:
+its standard input is then closed. Should the owner itself be killed, the kernel ends all that is
+in the sandbox; only files are left then, which the next owner removes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pathlib import Path
 
 from tests.machines.box import IMAGE
 
-#: Where, inside of a cell, everything reaches the HTTP proxy, which is the only way out.
+#: Where, inside of a sandbox, everything reaches the HTTP proxy, which is the only way out.
 PROXY_ADDRESS = "10.200.0.1"
 PROXY_PORT = 3128
 
-_PREFIX = "openstackoid-cell-"
+_PREFIX = "openstackoid-sandbox-"
 _PARENT = Path("/var/tmp")
 _CGROUPS = Path("/sys/fs/cgroup")
-# The first process of the cell: it reaps those that lost their parent, and ends with its input.
+# The first process of the sandbox: it reaps those that lost their parent, and ends with its input.
 _INIT = f"""\
 set -e
 ip link set lo up
@@ -51,8 +51,8 @@ LogFile "{directory}/tinyproxy.log"
 
 
 def main(box: Path) -> None:
-    """Keep a cell with the image *box* until standard input is closed; say on output what it is."""
-    # A Ctrl-C is for who asked for the cell; a request to end is to pass through the clean-up.
+    """Keep a sandbox with the image *box* until standard input is closed; print what it is."""
+    # A Ctrl-C is for who asked for the sandbox; a request to end is to pass through the clean-up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     _sweep()
@@ -114,7 +114,7 @@ def _namespaces() -> Iterator[list[str]]:
     try:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
-            raise SystemExit("error: the kernel refuses the namespaces of a cell (see above)")
+            raise SystemExit("error: the kernel refuses the namespaces of a sandbox (see above)")
         spaces = Path("/proc", str(process.pid), "ns")
         yield [
             "nsenter",
@@ -125,7 +125,7 @@ def _namespaces() -> Iterator[list[str]]:
             f"--pid={spaces / 'pid_for_children'}",
         ]
     finally:
-        # The kernel ends all that is in the cell before unshare sees its child end.
+        # The kernel ends all that is in the sandbox before unshare sees its child end.
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
@@ -141,7 +141,7 @@ def _relay(directory: Path, enter: Sequence[str], way_out: Path) -> Iterator[Non
 
 @contextmanager
 def _docker(directory: Path, enter: Sequence[str], url: str) -> Iterator[None]:
-    """A Docker daemon of the cell's own, with nothing outside of *directory* and our cgroup."""
+    """A Docker daemon of the sandbox's own, with nothing outside of *directory* and our cgroup."""
     argv = [
         *enter,
         "dockerd",
@@ -187,12 +187,12 @@ def _process(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 def _bound_to_us(argv: Sequence[str]) -> list[str]:
-    """*argv* such that the kernel kills it when the keeper ends."""
+    """*argv* such that the kernel kills it when the owner ends."""
     return ["setpriv", "--pdeathsig=KILL", "--", *argv]
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without the Docker of whoever asked for the cell."""
+    """Without the Docker of whoever asked for the sandbox."""
     return {key: value for key, value in environment.items() if not key.startswith("DOCKER_")}
 
 
@@ -213,7 +213,7 @@ def _cgroup(pid: int) -> str:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a cell's files and its empty cgroups."""
+    """Remove a sandbox's files and its empty cgroups."""
     cgroup = _cgroup(_pid(directory))
     for root in (*_CGROUPS.glob(f"*/{cgroup}"), _CGROUPS / cgroup):
         for path in sorted(root.glob("**/"), reverse=True):
@@ -230,15 +230,15 @@ def _sweep() -> None:
 
 
 def _is_keeper(pid: int) -> bool:
-    """Whether *pid* is a keeper; a zombie, whose command line is empty, no longer is."""
+    """Whether *pid* is a owner; a zombie, whose command line is empty, no longer is."""
     try:
-        return b"tests.machines.keeper" in Path("/proc", str(pid), "cmdline").read_bytes()
+        return b"tests.machines.sandbox_owner" in Path("/proc", str(pid), "cmdline").read_bytes()
     except OSError:
         return False
 
 
 def _pid(directory: Path) -> int:
-    """The keeper of the cell in *directory*."""
+    """The owner of the sandbox in *directory*."""
     return int(directory.name.removeprefix(_PREFIX).split("-")[0])
 
 

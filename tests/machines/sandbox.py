@@ -1,7 +1,7 @@
 """A private place for real Vagrant machines: namespaces, a Docker of its own, and one way out.
 
-``python -m tests.machines.cell -- COMMAND…`` runs a command in a cell, ``-- bash`` opens a shell
-in it. ``--keep-until-stdin-closes`` instead prints how other shells enter it.
+``python -m tests.machines.sandbox -- COMMAND…`` runs a command in a sandbox, ``-- bash`` opens a
+shell in it. ``--keep-until-stdin-closes`` instead prints how other shells enter it.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from types import TracebackType
 from typing import Self
 
 from tests.machines import box
-from tests.machines.keeper import PROXY_ADDRESS, PROXY_PORT
+from tests.machines.sandbox_owner import PROXY_ADDRESS, PROXY_PORT
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _DEFAULT_CACHE = Path("/var/tmp/openstackoid-boxes")
-#: The HTTP proxy that the cell and the machines in it reach.
+#: The HTTP proxy that the sandbox and the machines in it reach.
 PROXY = f"http://{PROXY_ADDRESS}:{PROXY_PORT}"
-#: What is reached without it: the cell and its machines.
+#: What is reached without it: the sandbox and its machines.
 NO_PROXY = "localhost,127.0.0.0/8,::1,192.168.56.0/24"
 
 
 class CellError(Exception):
-    """There is no cell; the text says why."""
+    """There is no sandbox; the text says why."""
 
 
-class Cell:
-    """A cell whose machines are made of the box kept in *cache*.
+class Sandbox:
+    """A sandbox whose machines are made of the box kept in *cache*.
 
-    >>> with Cell(cache) as cell:
-    ...     cell.run(["vagrant", "up"], cwd=directory, check=True)
+    >>> with Sandbox(cache) as sandbox:
+    ...     sandbox.run(["vagrant", "up"], cwd=directory, check=True)
     """
 
     def __init__(self, cache: Path = _DEFAULT_CACHE) -> None:
         self._cache = cache
         self._keeper: subprocess.Popen[str] | None = None
         self._enter: list[str] = []
-        #: Environment variables that commands in the cell need.
+        #: Environment variables that commands in the sandbox need.
         self.environment: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         image = box.build(self._cache)
         # In a session of its own: a Ctrl-C must not reach it before its clean-up.
         self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "tests.machines.keeper", str(image)],
+            [sys.executable, "-m", "tests.machines.sandbox_owner", str(image)],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -61,7 +61,7 @@ class Cell:
         answer = self._keeper.stdout.readline()
         if not answer:
             self._end()
-            raise CellError("the cell cannot be made; its keeper said why on standard error")
+            raise CellError("the sandbox cannot be made; its owner said why on standard error")
         told = json.loads(answer)
         self._enter = told["enter"]
         self.environment = _environment(Path(told["directory"]))
@@ -84,7 +84,7 @@ class Cell:
         self._keeper = None
 
     def command(self, argv: Sequence[str], cwd: Path) -> list[str]:
-        """*argv* as a command line that runs in the cell, in *cwd*, for a Popen of one's own."""
+        """*argv* as a command line that runs in the sandbox, in *cwd*, for a Popen of one's own."""
         return [*self._enter, f"--wdns={cwd}", "--", *argv]
 
     def run(
@@ -97,9 +97,9 @@ class Cell:
         timeout: float | None = None,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """What *argv* does and says in the cell; *env* is added to our environment.
+        """What *argv* does and says in the sandbox; *env* is added to our environment.
 
-        What it started and left, after a timeout too, ends with the cell.
+        What it started and left, after a timeout too, ends with the sandbox.
 
         :raises subprocess.CalledProcessError: with *check*, when it fails.
         :raises subprocess.TimeoutExpired: when it takes longer than *timeout* seconds.
@@ -116,7 +116,7 @@ class Cell:
         )
 
     def how_to_enter(self) -> str:
-        """What one types to get a shell in the cell."""
+        """What one types to get a shell in the sandbox."""
         variables = [f"{key}={value}" for key, value in self.environment.items()]
         return shlex.join([*self._enter, "--", "env", *variables, "bash"])
 
@@ -137,21 +137,21 @@ def _environment(directory: Path) -> dict[str, str]:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.machines.cell", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.machines.sandbox", description=__doc__)
     parser.add_argument("--box-cache", type=Path, default=_DEFAULT_CACHE, metavar="DIR")
     parser.add_argument("--keep-until-stdin-closes", action="store_true")
     parser.add_argument("command", nargs="*", metavar="COMMAND")
     arguments = parser.parse_args()
     if bool(arguments.command) == arguments.keep_until_stdin_closes:
         parser.error("either a COMMAND or --keep-until-stdin-closes")
-    with Cell(arguments.box_cache.resolve()) as cell:
+    with Sandbox(arguments.box_cache.resolve()) as sandbox:
         if arguments.keep_until_stdin_closes:
-            print(cell.how_to_enter(), flush=True)
+            print(sandbox.how_to_enter(), flush=True)
             sys.stdin.read()
             return 0
         return subprocess.run(
-            cell.command(arguments.command, Path.cwd()),
-            env={**os.environ, **cell.environment},
+            sandbox.command(arguments.command, Path.cwd()),
+            env={**os.environ, **sandbox.environment},
             check=False,
         ).returncode
 

@@ -1,7 +1,7 @@
 """Debian packages: what is missing, and how it comes in without starting anything by itself.
 
 Nothing but the standard library is imported: the set-up of ``.venv`` may need a package too, and
-machines of a lab run ``python3 -m lab.packages ensure DIRECTORY PACKAGE…`` and ``… remove
+machines of a lab run ``python3 -m lab.apt ensure DIRECTORY PACKAGE…`` and ``… remove
 DIRECTORY``, which takes off again what came in.
 """
 
@@ -147,9 +147,7 @@ def main() -> None:
             case ["remove", directory]:
                 remove(Path(directory))
             case _:
-                sys.exit(
-                    "usage: python3 -m lab.packages {ensure DIRECTORY NAME… | remove DIRECTORY}"
-                )
+                sys.exit("usage: python3 -m lab.apt {ensure DIRECTORY NAME… | remove DIRECTORY}")
     except LabError as error:
         sys.exit(f"error: {error}")
 

@@ -17,7 +17,7 @@ from openstack.identity.v3._proxy import Proxy as IdentityProxy
 from openstack.identity.v3.project import Project
 from openstack.identity.v3.user import User
 
-from lab.offers import Offers, create
+from lab.resources import Resources, create
 from lab.wheels.layout import Layout
 from lab.wheels.services import SERVICES, Service
 from lab.wheels.spec import Spec
@@ -95,8 +95,8 @@ def create_accounts(layout: Layout) -> None:
 def create_resources(layout: Layout) -> None:
     """Make what lab.yaml lists; the image's file is in ``IMAGE``."""
     spec = layout.spec
-    offers = Offers(spec.flavors, spec.networks, spec.image)
-    create(connect(layout), offers, Path(os.environ["IMAGE"]))
+    wanted = Resources(spec.flavors, spec.networks, spec.image)
+    create(connect(layout), wanted, Path(os.environ["IMAGE"]))
 
 
 def _project(identity: IdentityProxy, name: str) -> Project:

@@ -1,8 +1,8 @@
 """What every instance offers, whatever its stack: the flavors, networks and image of lab.yaml.
 
-``python -m lab.offers DIRECTORY`` on a host makes them in the cloud of ``OS_CLOUD``, with the JSON
-of :class:`Offers` on standard input; image files are kept in DIRECTORY. Everything is found before
-it is made, so that a second run makes only what is missing.
+``python -m lab.resources DIRECTORY`` on a host creates them in the cloud of ``OS_CLOUD``, with the
+JSON of :class:`Resources` on standard input; image files are kept in DIRECTORY. It looks for
+everything first, so that a second run creates only what is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Offers:
+class Resources:
     """*flavors* have ``name``, ``vcpus``, ``ram`` (MiB) and ``disk`` (GiB); *networks* have
     ``name`` and ``cidr``; *image* has ``name`` and ``url`` (or None for a placeholder). *member*,
     if any, is a user of the project ``demo`` and has ``name`` and ``password``.
@@ -38,16 +38,16 @@ class Offers:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def create(cloud: Connection, offers: Offers, file: Path) -> None:
-    """Make what is missing of *offers* in *cloud*; the image is made of *file*."""
-    for flavor in offers.flavors:
+def create(cloud: Connection, wanted: Resources, file: Path) -> None:
+    """Make what is missing of *wanted* in *cloud*; the image is made of *file*."""
+    for flavor in wanted.flavors:
         if cloud.compute.find_flavor(flavor["name"]) is None:
             cloud.compute.create_flavor(**flavor)
-    for network in offers.networks:
+    for network in wanted.networks:
         _network(cloud, network["name"], network["cidr"])
-    _image(cloud, offers.image["name"], file)
-    if offers.member:
-        _member(cloud, **offers.member)
+    _image(cloud, wanted.image["name"], file)
+    if wanted.member:
+        _member(cloud, **wanted.member)
 
 
 def _network(cloud: Connection, name: str, cidr: str) -> None:
@@ -96,9 +96,9 @@ def main() -> None:
     """See the module's documentation."""
     import openstack  # noqa: PLC0415 - the orchestrator imports this module and has no need of it
 
-    offers = Offers(**json.loads(sys.stdin.read()))
-    file = obtain(offers.image["url"], Path(sys.argv[1]), print)
-    create(openstack.connect(), offers, file)
+    wanted = Resources(**json.loads(sys.stdin.read()))
+    file = obtain(wanted.image["url"], Path(sys.argv[1]), print)
+    create(openstack.connect(), wanted, file)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from lab import packages
+from lab import apt
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_what_is_missing_is_named_once_and_in_order() -> None:
     asked = ["no-such-b", "dpkg", "no-such-a", "no-such-b"]
-    assert packages.missing(asked) == ["no-such-a", "no-such-b"]
+    assert apt.missing(asked) == ["no-such-a", "no-such-b"]
 
 
 def test_nothing_is_said_where_nothing_is_missing() -> None:
     said: list[str] = []
-    packages.ensure(["dpkg"], said.append)
+    apt.ensure(["dpkg"], said.append)
     assert said == []
 
 
@@ -32,11 +32,11 @@ def test_nothing_is_said_where_nothing_is_missing() -> None:
 def test_who_may_not_install_gets_the_one_line_to_type(call: str) -> None:
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from lab import packages\n"
+        "from lab import apt\n"
         "from lab.errors import LabError\n"
-        "os.environ['PATH'] = '/usr/bin:/bin'; packages.shutil.which = lambda name: None\n"
+        "os.environ['PATH'] = '/usr/bin:/bin'; apt.shutil.which = lambda name: None\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        f"try:\n    packages.{call}\n"
+        f"try:\n    apt.{call}\n"
         "except LabError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -50,8 +50,8 @@ def policy(tmp_path: Path, pid: int) -> subprocess.CompletedProcess[bytes]:
     saved.write_text('#!/bin/sh\n[ "$1" = ssh ] && exit 42\nexit 43\n')
     saved.chmod(0o755)
     script = tmp_path / "policy-rc.d"
-    mark = packages._POLICY_MARK
-    script.write_text(packages._POLICY_TEXT.format(mark=mark, pid=pid, saved=saved))
+    mark = apt._POLICY_MARK
+    script.write_text(apt._POLICY_TEXT.format(mark=mark, pid=pid, saved=saved))
     script.chmod(0o755)
     return subprocess.run([str(script), "ssh", "start"], capture_output=True, check=False)
 
@@ -67,7 +67,7 @@ def test_after_we_were_killed_the_machines_own_policy_decides_again(tmp_path: Pa
 
 
 def test_units_and_init_scripts_of_a_package_are_found() -> None:
-    found = packages._units(["openssh-server"])
+    found = apt._units(["openssh-server"])
     assert "/etc/init.d/ssh" in found
     assert any(path.endswith("/systemd/system/ssh.service") for path in found)
-    assert packages._units([]) == []
+    assert apt._units([]) == []
