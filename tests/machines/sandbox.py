@@ -41,7 +41,7 @@ class Sandbox:
 
     def __init__(self, cache: Path = _DEFAULT_CACHE) -> None:
         self._cache = cache
-        self._keeper: subprocess.Popen[str] | None = None
+        self._owner: subprocess.Popen[str] | None = None
         self._enter: list[str] = []
         #: Environment variables that commands in the sandbox need.
         self.environment: dict[str, str] = {}
@@ -49,7 +49,7 @@ class Sandbox:
     def __enter__(self) -> Self:
         image = box.build(self._cache)
         # In a session of its own: a Ctrl-C must not reach it before its clean-up.
-        self._keeper = subprocess.Popen(
+        self._owner = subprocess.Popen(
             [sys.executable, "-m", "tests.machines.sandbox_owner", str(image)],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
@@ -57,8 +57,8 @@ class Sandbox:
             text=True,
             start_new_session=True,
         )
-        assert self._keeper.stdout is not None
-        answer = self._keeper.stdout.readline()
+        assert self._owner.stdout is not None
+        answer = self._owner.stdout.readline()
         if not answer:
             self._end()
             raise CellError("the sandbox cannot be made; its owner said why on standard error")
@@ -76,12 +76,12 @@ class Sandbox:
         self._end()
 
     def _end(self) -> None:
-        if self._keeper is None:
+        if self._owner is None:
             return
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
-        self._keeper.wait()
-        self._keeper = None
+        assert self._owner.stdin is not None
+        self._owner.stdin.close()
+        self._owner.wait()
+        self._owner = None
 
     def command(self, argv: Sequence[str], cwd: Path) -> list[str]:
         """*argv* as a command line that runs in the sandbox, in *cwd*, for a Popen of one's own."""

@@ -223,13 +223,13 @@ def _remove(directory: Path) -> None:
 
 
 def _sweep() -> None:
-    """Remove what keepers left that were killed."""
+    """Remove what owners left that were killed."""
     for directory in _PARENT.glob(f"{_PREFIX}*"):
-        if not _is_keeper(_pid(directory)):
+        if not _is_owner(_pid(directory)):
             _remove(directory)
 
 
-def _is_keeper(pid: int) -> bool:
+def _is_owner(pid: int) -> bool:
     """Whether *pid* is a owner; a zombie, whose command line is empty, no longer is."""
     try:
         return b"tests.machines.sandbox_owner" in Path("/proc", str(pid), "cmdline").read_bytes()
