@@ -14,10 +14,11 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from lab.errors import LabError
 #: The namespace's end of the way to the host: a port of the bridge ``br-ex``.
 UPLINK = "uplink"
 
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _NAMESPACES = Path("/run/netns")
 _SYSCTL = Path("/proc/sys/net/ipv4/conf")
 # Who needs an interface to forward that did not before: a directory for each such interface.
@@ -76,6 +78,8 @@ class Namespace:
         :raises LabError: when its range is taken, naming by whom, or when a command fails.
         """
         self._check_range()
+        # First, so that what is half made is fenced in, and has a trace that remove() looks for.
+        run("nft", "-f", "-", text=self.ruleset())
         path = _NAMESPACES / self.name
         if path.exists() and not _is_namespace(path):
             path.unlink()
@@ -83,13 +87,11 @@ class Namespace:
             run("ip", "netns", "add", self.name)
         run("ip", "-n", self.name, "link", "set", "lo", "up")
         self._connect()
-        run("nft", "-f", "-", text=self.ruleset())
-        forwards = self.reach_peers or self.reach_outside
-        _sysctl(self.device, "1" if forwards else "0")
-        _release_forwarding(self.device)
-        if self.reach_outside:
-            for device in _ways_out():
-                _claim_forwarding(device, self.device)
+        _sysctl(self.device, "1" if self.reach_peers or self.reach_outside else "0")
+        ways_out = _ways_out() if self.reach_outside else set()
+        for device in ways_out:
+            _claim_forwarding(device, self.device)
+        _release_forwarding(self.device, keep=ways_out)
 
     def ruleset(self) -> str:
         """What nftables has to know: who may pass, and who leaves with the host's address."""
@@ -117,7 +119,6 @@ table ip {self.device} {{
 """
 
     def _connect(self) -> None:
-        inside = f"{self.name} {UPLINK}".split()
         if not (_exists(self.device) and _exists(UPLINK, self.name)):
             # One end alone leads into a namespace that had our name before.
             _delete_link(self.device)
@@ -126,7 +127,7 @@ table ip {self.device} {{
         run("ip", "link", "set", self.device, "alias", f"{self.instance} of {self.state}"[:255])
         # Without this the host would announce itself, and listen, at an IPv6 address there.
         run("ip", "link", "set", self.device, "addrgenmode", "none")
-        run("ip", "-n", inside[0], "link", "set", inside[1], "addrgenmode", "none", "up")
+        run("ip", "-n", self.name, "link", "set", UPLINK, "addrgenmode", "none", "up")
         run("ip", "address", "replace", str(self.gateway), "dev", self.device)
         run("ip", "link", "set", self.device, "up")
         # OVS in userspace hands a packet on as it is: nobody would fill in the checksum that the
@@ -159,6 +160,8 @@ def remove(state: Path) -> None:
 
     :raises LabError: when a command fails.
     """
+    if not shutil.which("nft", path=_PATH):
+        return
     own = prefix(state)
     tables = re.findall(rf"^table ip ({own}\w+)$", run("nft", "list", "tables"), re.MULTILINE)
     for table in tables:
@@ -207,12 +210,12 @@ def transmit_checksums(device: str, *, on: bool) -> None:
         fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
 
-def run(*command: str, text: str = "", environment: dict[str, str] | None = None) -> str:
+def run(*command: str, text: str = "", environment: Mapping[str, str] | None = None) -> str:
     """Run *command* with *text* as its input; what it prints.
 
     :raises LabError: when it fails or is missing, with what it says.
     """
-    whole = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})}
+    whole = {**os.environ, "PATH": _PATH, **(environment or {})}
     try:
         done = subprocess.run(
             command, input=text, env=whole, capture_output=True, text=True, check=False
@@ -302,13 +305,17 @@ def _claim_forwarding(device: str, user: str) -> None:
         _sysctl(device, "1")
 
 
-def _release_forwarding(users: str) -> None:
-    """Forget *users* (a pattern); an interface that nobody needs any more stops to forward."""
+def _release_forwarding(users: str, keep: Collection[str] = ()) -> None:
+    """Forget *users* (a pattern) of every interface but *keep*; the last one turns it off."""
     for path in _FORWARDING.glob(f"*/{users}"):
+        device = path.parent.name
+        if device in keep:
+            continue
         path.unlink(missing_ok=True)
         # It fails while there is another user, or when another has done it.
         with contextlib.suppress(OSError):
             path.parent.rmdir()
-            _sysctl(path.parent.name, "0")
+            if (_SYSCTL / device).exists():
+                _sysctl(device, "0")
     with contextlib.suppress(OSError):
         _FORWARDING.rmdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,6 +90,9 @@ class Ovn:
         """
         for directory in (self.run, self.data, self.log):
             directory.mkdir(parents=True, exist_ok=True)
+        for path in self.run.iterdir():
+            if path.is_socket() and not _answers(path):
+                path.unlink()
         for name, schema in _SCHEMAS.items():
             path = self.data / f"{name}.db"
             if not path.exists():
@@ -100,10 +105,15 @@ class Ovn:
                 run("ovsdb-tool", "convert", str(path), str(schema))
 
     def configure(self) -> None:
-        """Write down bridges and identity, once ovsdb-server answers; the same again is no change.
+        """Wait for ovsdb-server, and tell it bridges and identity; the same again is no change.
 
         :raises LabError: when it does not answer in time.
         """
+        deadline = time.monotonic() + PATIENCE
+        while not _answers(self.run / "db.sock"):
+            if time.monotonic() > deadline:
+                raise LabError(f"ovsdb-server of {self.instance} does not answer")
+            time.sleep(0.02)
         kind = datapath()
         identity = {
             "system-id": self.instance,
@@ -141,9 +151,14 @@ class Ovn:
 
         :raises LabError: when it fails, or has no answer in time.
         """
-        where = f"--db={self.database}"
-        patience = f"--timeout={PATIENCE}"
-        return run(command, where, patience, *arguments, environment=dict(self.environment))
+        options = (f"--db={self.database}", f"--timeout={PATIENCE}")
+        return run(command, *options, *arguments, environment=self.environment)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens at the socket *path*."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def datapath() -> str:
