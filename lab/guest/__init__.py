@@ -82,9 +82,13 @@ _INSTANCE = re.compile(r"[A-Za-z0-9._-]+")
 _ENVIRONMENT = {
     "LC_ALL": "C",
     "MTOOLSRC": "/dev/null",
-    "PATH": f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin",
     "SOURCE_DATE_EPOCH": "1735689600",
     "TZ": "UTC",
+}
+_WAYS_OUT = {
+    "apt-cache": "; try `apt-get update`",
+    "apt-get": "; try `apt-get update`",
+    "dpkg-query": f"; try `{install_line(PACKAGES)}`",
 }
 
 
@@ -105,6 +109,7 @@ def build(cache: Path) -> Path:
     """The image of no instance in particular; made in the directory *cache* the first time.
 
     :raises GuestError: when a tool is missing, or a package cannot be downloaded.
+    :raises OSError: when it cannot be written.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "guest.lock").open("w") as lock:
@@ -128,6 +133,7 @@ def personalise(base: Path, instance: str, target: Path) -> None:
     """Make *target*, the image of *instance*, of *base*: it says whose it is when it boots.
 
     :raises GuestError: when a tool is missing, or *instance* is no name.
+    :raises OSError: when it cannot be written; what *target* was before stays.
     """
     if not _INSTANCE.fullmatch(instance):
         raise GuestError(f"{instance!r} is no name of an instance: use letters, digits, '.-_'")
@@ -194,20 +200,19 @@ def _make(debs: list[str], work: Path) -> Path:
     for deb in debs:
         _run("dpkg-deb", "--extract", deb, str(tree), cwd=work)
     fat = _boot_partition(tree, work)
-    size = -(-(_START + fat.stat().st_size + _DATA) // _MIB) * _MIB
     image = work / "image"
     with image.open("wb") as file:
         file.write(_partition_table(_one(tree, "mbr.bin").read_bytes(), fat.stat().st_size))
         file.seek(_START)
         file.write(fat.read_bytes())
-        file.truncate(size)
+        file.truncate(_START + fat.stat().st_size + _DATA)
     return image
 
 
 def _boot_partition(tree: Path, work: Path) -> Path:
     kernel, initrd, fat = _one(tree, "vmlinuz-*"), work / "initrd", work / "fat"
     initrd.write_bytes(gzip.compress(archive(_system(tree)), mtime=0))
-    room = kernel.stat().st_size + initrd.stat().st_size + _MIB // 2
+    room = kernel.stat().st_size + initrd.stat().st_size + _MIB // 3
     with fat.open("wb") as file:
         file.truncate(-(-room // 65536) * 65536)
     geometry = ["-F", "16", "-s", "4", "-h", str(_START // _SECTOR)]
@@ -234,7 +239,7 @@ def _partition_table(loader: bytes, first: int) -> bytes:
 
 def _system(tree: Path) -> dict[str, Node]:
     """The guest's files, of the packages that are unpacked in *tree*."""
-    busybox = _one(tree, "busybox")
+    busybox = _one(tree, "bin/busybox")
     nodes = {
         "bin/busybox": _program(busybox),
         "dev/console": Node(stat.S_IFCHR | 0o600, device=(5, 1)),
@@ -312,11 +317,12 @@ def _run(*argv: str, cwd: Path | None = None) -> str:
 
     :raises GuestError: when it is missing or fails.
     """
+    path = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
     try:
         done = subprocess.run(
             argv,
             cwd=cwd,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, "PATH": path},
             capture_output=True,
             text=True,
             check=False,
@@ -325,6 +331,6 @@ def _run(*argv: str, cwd: Path | None = None) -> str:
         raise GuestError(f"{argv[0]} is missing: {install_line(PACKAGES)}") from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if not line.startswith("W:")]
-        way_out = "; try `apt-get update`" if argv[0].startswith("apt-") else ""
-        raise GuestError(f"{Path(argv[0]).name} fails: {' '.join(lines[:1])}{way_out}")
+        text = f"{Path(argv[0]).name} fails: {' '.join(lines[:1])}"
+        raise GuestError(text + _WAYS_OUT.get(argv[0], ""))
     return done.stdout
