@@ -102,6 +102,7 @@ def commands() -> None:
 )
 @click.option("--provider", type=click.Choice(["auto", "local", "vagrant", "hosts"]))
 @click.option("--stack", type=click.Choice(["wheels", "devstack"]))
+@click.option("--hypervisor", type=click.Choice(["auto", "libvirt", "fake"]))
 @click.option("--no-attach", is_flag=True, help="Do not show the tmux session at the end.")
 @click.pass_obj
 def up(
@@ -111,16 +112,21 @@ def up(
     number: int | None,
     provider: str | None,
     stack: str | None,
+    hypervisor: str | None,
     no_attach: bool,
 ) -> None:
     """Bring the lab up, from any state, and show it in tmux.
 
-    What -n, --provider and --stack choose holds for later commands too, until `destroy`.
+    What -n, --provider, --stack and --hypervisor choose holds for later commands, until `destroy`.
     """
+    from lab.config import Choices  # noqa: PLC0415
     from lab.hypervisors import decide  # noqa: PLC0415
     from lab.lifecycle import Lifecycle  # noqa: PLC0415
 
-    lifecycle = Lifecycle.of(root, number=number, provider=provider, stack=stack, decide=decide)
+    given = Choices.model_validate(
+        {"number": number, "provider": provider, "stack": stack, "hypervisor": hypervisor}
+    )
+    lifecycle = Lifecycle.of(root, given, decide)
     lifecycle.up(names)
     click.echo(_next_commands(lifecycle))
     if not no_attach and _on_terminal():

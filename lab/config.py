@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from openstackoid.scope import INSTANCE_NAME, quoted
 
 #: Port of every instance's scope-aware proxy, on the instance's own address.
 PROXY_PORT = 8888
+#: The external network of the n-th instance.
+DEFAULT_RANGE = "172.24.%d.0/24"
 #: How many instances ``-n`` can make.
 NUMBERS = range(1, 100)
 
@@ -34,9 +37,10 @@ NUMBERS = range(1, 100)
 Decide = Callable[[str | None], tuple[str, str]]
 ProviderName = Literal["auto", "local", "vagrant", "hosts"]
 StackName = Literal["wheels", "devstack"]
+HypervisorName = Literal["auto", "fake", "libvirt"]
 
 # What a Lab has beyond lab.yaml.
-_OURS = ("root", "state", "because")
+_OURS = ("root", "state", "because", "hypervisor_because")
 # Instances have directories beside these in the lab's state.
 _RESERVED = frozenset({"lab", "shared", "log", "provider", "lock", "choices", "all"})
 # A label of RFC 1123: an instance's name is also a host name.
@@ -50,6 +54,9 @@ _LONGEST_STATE = 60
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 # "This network" of RFC 1122: no host has an address of it.
 _NOWHERE = IPv4Network("0.0.0.0/8")
+
+# A range has room for a router and some floating IPs.
+_SMALLEST_RANGE = 29
 
 # No machine reaches these bounds; memory in MiB.
 _Cpus = Annotated[int, Field(ge=1, le=1024)]
@@ -90,6 +97,23 @@ def _address_pattern(pattern: str) -> str:
     return pattern
 
 
+def _range_pattern(pattern: str) -> str:
+    try:
+        IPv4Network(pattern % 1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{pattern!r} is no pattern of a range: %d stands for the number of the instance, "
+            f"as in {DEFAULT_RANGE}"
+        ) from error
+    return pattern
+
+
+def _external_range(network: IPv4Network) -> IPv4Network:
+    if network.prefixlen > _SMALLEST_RANGE or network.is_loopback or network.is_multicast:
+        raise ValueError(f"{network} is no range for floating IPs: take one like 172.24.1.0/24")
+    return network
+
+
 def _setting_name(name: str) -> str:
     if not _SETTING.fullmatch(name):
         raise ValueError(f"{name!r} is no variable of DevStack's local.conf")
@@ -103,13 +127,15 @@ class _Part(BaseModel):
 class Instance(_Part):
     """One OpenStack of the lab: its name (also host name and region) and its address.
 
-    *ssh* is where the provider ``hosts`` reaches its host, by default the address. *cpus*, *memory*
+    *public* is the range of its external network. *ssh* is where the provider ``hosts`` reaches its
+    host, by default the address. *cpus*, *memory*
     (MiB) and *box* are for this machine what the section ``vagrant`` says for all.
     """
 
     name: Annotated[str, AfterValidator(_instance_name)]
     address: Annotated[IPv4Address, AfterValidator(_host_address)]
     ssh: Annotated[str, AfterValidator(_ssh_target)] | None = None
+    public: Annotated[IPv4Network, AfterValidator(_external_range)] | None = None
     cpus: _Cpus | None = None
     memory: _Memory | None = None
     box: str | None = None
@@ -120,6 +146,17 @@ class Addresses(_Part):
 
     local: Annotated[str, AfterValidator(_address_pattern)] | None = None
     vagrant: Annotated[str, AfterValidator(_address_pattern)] | None = None
+
+
+class Public(_Part):
+    """The external networks: *range* is that of the n-th instance, ``%d`` stands for n.
+
+    Guests of an instance reach those of its peers, and what the host reaches, unless it is denied.
+    """
+
+    range: Annotated[str, AfterValidator(_range_pattern)] = DEFAULT_RANGE
+    reach_peers: bool = True
+    reach_outside: bool = True
 
 
 class Machines(_Part):
@@ -192,6 +229,10 @@ class Lab(_Part):
     #: Why it is this provider.
     because: str = ""
     stack: StackName = "wheels"
+    #: What runs servers; ``auto`` until the lab is brought up.
+    hypervisor: HypervisorName = "auto"
+    #: Why it is this hypervisor.
+    hypervisor_because: str = ""
     instances: Annotated[tuple[Instance, ...], Field(min_length=1)]
     addresses: Addresses = Addresses()
     vagrant: Machines | None = None
@@ -200,6 +241,7 @@ class Lab(_Part):
     image: Image = Image()
     flavors: tuple[Flavor, ...] = ()
     networks: tuple[Network, ...] = ()
+    public: Public = Public()
     trust: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     #: How many seconds a service believes a token that it has validated.
     token_cache: Annotated[int, Field(ge=0, le=3600)] = 30
@@ -216,6 +258,13 @@ class Lab(_Part):
                     f"instances: {one.name}: {one.address} is no loopback address: the provider "
                     "local needs 127.x.y.z; for others, choose --provider vagrant or hosts"
                 )
+        ranges = [
+            *((f"instances: {one.name}: public", one.public) for one in self.instances),
+            *((f"networks: {one.name}", one.cidr) for one in self.networks),
+        ]
+        for (where, range_), (other, second) in itertools.combinations(ranges, 2):
+            if where.startswith("instances") and range_ and second and range_.overlaps(second):
+                raise ValueError(f"{where}: {range_} overlaps {second} of {other}")
         known = self.names
         for key, issuers in self.trust.items():
             for name in (key, *issuers):
@@ -261,6 +310,7 @@ class Choices(_Part):
     number: int | None = None
     provider: ProviderName | None = None
     stack: StackName | None = None
+    hypervisor: HypervisorName | None = None
 
     @classmethod
     def of(cls, state: Path) -> Choices:
@@ -270,12 +320,9 @@ class Choices(_Part):
         except (OSError, ValueError):
             return cls()
 
-    def updated(self, number: int | None, provider: str | None, stack: str | None) -> Choices:
-        """These choices with what is given put over them."""
-        given = {"number": number, "provider": provider, "stack": stack}
-        return Choices.model_validate(
-            {**self.model_dump(), **{key: value for key, value in given.items() if value}}
-        )
+    def updated(self, given: Choices) -> Choices:
+        """These choices with what is *given* put over them."""
+        return Choices(**{**self.model_dump(), **given.model_dump(exclude_none=True)})
 
     def keep(self, state: Path) -> None:
         """Write the choices into *state*, whole or not at all."""
@@ -311,6 +358,8 @@ def load(root: Path, choices: Choices | None = None, decide: Decide | None = Non
             raise LabError(f"lab.yaml: unknown key {key!r}: {_allowed_keys(())}")
     if chosen.stack:
         raw["stack"] = chosen.stack
+    if chosen.hypervisor:
+        raw["hypervisor"] = chosen.hypervisor
     raw["provider"], raw["because"] = _provider(raw, chosen, decide)
     if chosen.number:
         if raw["provider"] in ("vagrant", "hosts"):
@@ -321,6 +370,7 @@ def load(root: Path, choices: Choices | None = None, decide: Decide | None = Non
         raw["instances"] = numbered(chosen.number)
         raw["trust"] = _restricted(raw.get("trust"), {one["name"] for one in raw["instances"]})
     _fill_addresses(raw)
+    _fill_ranges(raw)
     raw = {key: value for key, value in raw.items() if value is not None}
     try:
         return Lab.model_validate({**raw, "root": root, "state": state})
@@ -374,6 +424,19 @@ def _fill_addresses(raw: dict[str, Any]) -> None:
     with contextlib.suppress(TypeError, ValueError):
         raw["instances"] = [
             {"address": pattern % n, **one} if isinstance(one, dict) else one
+            for n, one in enumerate(instances, 1)
+        ]
+
+
+def _fill_ranges(raw: dict[str, Any]) -> None:
+    """Give each instance without an external range the one that the pattern makes."""
+    public, instances = raw.get("public"), raw.get("instances")
+    pattern = public.get("range") if isinstance(public, dict) else None
+    if isinstance(instances, list):
+        raw["instances"] = [
+            {"public": (pattern or DEFAULT_RANGE).replace("%d", str(n)), **one}
+            if isinstance(one, dict) and isinstance(pattern or DEFAULT_RANGE, str)
+            else one
             for n, one in enumerate(instances, 1)
         ]
 

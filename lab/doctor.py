@@ -36,7 +36,7 @@ def report(root: Path) -> Iterator[str]:
 def _load(root: Path, name: str) -> Lab | LabError:
     """The lab on the provider *name*, or why it cannot be there."""
     try:
-        return load(root, Choices().updated(None, name, None))
+        return load(root, Choices.model_validate({"provider": name}))
     except LabError as error:
         return error
 

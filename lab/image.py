@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 #: Name of the file that stands for a real image.
@@ -16,6 +18,23 @@ PLACEHOLDER = "placeholder"
 PLACEHOLDER_SIZE = 1024 * 1024
 
 _QCOW = b"QFI\xfb"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """The file at *path*, as an image with *properties* of glance."""
+
+    path: str
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The image file as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ImageFile:
+        """Read what :meth:`to_json` wrote."""
+        return cls(**json.loads(text))
 
 
 class ImageError(Exception):
@@ -45,27 +64,33 @@ def fetch(url: str, shared: Path) -> Path:
     return path
 
 
-def obtain(url: str | None, shared: Path, note: Callable[[str], None]) -> Path:
+def obtain(url: str | None, shared: Path, note: Callable[[str], None]) -> ImageFile:
     """The file to make the image of, in *shared*; a placeholder where *url* is out of reach.
 
     *note* is told of the latter.
     """
     if url:
         try:
-            return fetch(url, shared)
+            return ImageFile(str(fetch(url, shared)))
         except ImageError as error:
             note(f"{error}; the image is a placeholder")
     return placeholder(shared)
 
 
-def placeholder(directory: Path) -> Path:
+def placeholder(directory: Path) -> ImageFile:
     """A file of zeros in *directory*, for a hypervisor that boots nothing."""
     path = directory / PLACEHOLDER
     if not path.exists() or path.stat().st_size != PLACEHOLDER_SIZE:
         draft = path.with_name(f".{PLACEHOLDER}.{os.getpid()}")
         draft.write_bytes(bytes(PLACEHOLDER_SIZE))
         draft.replace(path)
-    return path
+    return ImageFile(
+        str(path),
+        {
+            "openstackoid_placeholder": "true",
+            "description": "a placeholder for the fake hypervisor, which boots nothing",
+        },
+    )
 
 
 def disk_format(path: Path) -> str:

@@ -35,21 +35,22 @@ class Lifecycle:
     def of(
         cls,
         root: Path,
-        number: int | None = None,
-        provider: str | None = None,
-        stack: str | None = None,
+        given: Choices | None = None,
         decide: Decide | None = None,
     ) -> Lifecycle:
-        """The lab of the repository *root*, with what the command line chose now and earlier.
+        """The lab of the repository *root*, with what the command line chose: *given*, or earlier.
 
-        *decide* chooses the provider where nobody has.
+        *decide* chooses the provider where nobody has; with it, the hypervisor is decided, too.
 
         :raises LabError: when lab.yaml is wrong, or what was chosen is not there yet.
         """
         kept = Choices.of(root / ".lab")
-        choices = kept.updated(number, provider, stack)
+        if kept.provider and not kept.hypervisor:
+            # It was made by a version that had no other.
+            kept = kept.updated(Choices(hypervisor="fake"))
+        choices = kept.updated(given or Choices())
         lab = load(root, choices, decide)
-        for key in ("provider", "stack"):
+        for key in ("provider", "stack", "hypervisor"):
             made, wanted = getattr(kept, key), getattr(lab, key)
             if made not in (None, "auto", wanted):
                 raise LabError(
@@ -57,6 +58,10 @@ class Lifecycle:
                     f"{key} {wanted}"
                 )
         provider_ = providers.provider(lab)
+        if decide and lab.provider != "auto":
+            is_here = provider_.is_here
+            name, why = stacks.stack_class(lab.stack).hypervisor(lab, is_here=is_here)
+            lab = lab.model_copy(update={"hypervisor": name, "hypervisor_because": why})
         found = cls(lab, choices, provider_, stacks.stack(lab, provider_.connect))
         # The hosts of a lab without a provider are not known yet.
         if lab.provider != "auto" and found.stack.needs.root and found.provider.is_here:
@@ -93,8 +98,10 @@ class Lifecycle:
         apt.check(self.debian_packages)
         with locked(self.lab.state, "up"), Steps(self.lab.state / "log") as steps:
             lab = self.lab
-            self.choices.updated(None, lab.provider, lab.stack).keep(lab.state)
+            chosen_now = Choices(provider=lab.provider, stack=lab.stack, hypervisor=lab.hypervisor)
+            self.choices.updated(chosen_now).keep(lab.state)
             steps.say(f"provider {lab.provider} ({lab.because}), stack {lab.stack}")
+            steps.say(f"hypervisor {lab.hypervisor} ({lab.hypervisor_because})")
             apt.ensure(self.debian_packages, steps.say, self.lab.state / "log")
             self._stop_surplus()
             hosts = self.provider.up(chosen, self.stack.needs, steps)
@@ -173,6 +180,7 @@ def destroy(root: Path) -> None:
     :raises LabError: when something of it cannot be removed.
     """
     from lab import tmux  # noqa: PLC0415
+    from lab.wheels import guests  # noqa: PLC0415
 
     state = root.absolute() / ".lab"
     if state.exists():
@@ -183,6 +191,7 @@ def destroy(root: Path) -> None:
                 lifecycle.stack.destroy(hosts)
                 lifecycle.provider.destroy()
             processes.stop_all(state)
+            guests.remove(state)
             _remove(state)
     tmux.remove()
 

@@ -7,14 +7,15 @@ everything first, so that a second run creates only what is missing.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lab.image import PLACEHOLDER, disk_format, obtain
+from lab.image import ImageFile, disk_format, obtain
 
 if TYPE_CHECKING:
     from openstack.connection import Connection
@@ -25,26 +26,30 @@ if TYPE_CHECKING:
 class Resources:
     """*flavors* have ``name``, ``vcpus``, ``ram`` (MiB) and ``disk`` (GiB); *networks* have
     ``name`` and ``cidr``; *image* has ``name`` and ``url`` (or None for a placeholder). *member*,
-    if any, is a user of the project ``demo`` and has ``name`` and ``password``.
+    if any, is a user of the project ``demo`` and has ``name`` and ``password``. *public*, if any,
+    is the external network, and has the ``gateway`` in it (``172.24.1.1/24``).
     """
 
     flavors: Sequence[Mapping[str, Any]]
     networks: Sequence[Mapping[str, Any]]
     image: Mapping[str, Any]
     member: Mapping[str, str] | None = None
+    public: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON, for standard input."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def create(cloud: Connection, wanted: Resources, file: Path) -> None:
+def create(cloud: Connection, wanted: Resources, file: ImageFile) -> None:
     """Make what is missing of *wanted* in *cloud*; the image is made of *file*."""
     for flavor in wanted.flavors:
         if cloud.compute.find_flavor(flavor["name"]) is None:
             cloud.compute.create_flavor(**flavor)
     for network in wanted.networks:
         _network(cloud, network["name"], network["cidr"])
+    if wanted.public:
+        _public(cloud, wanted)
     _image(cloud, wanted.image["name"], file)
     if wanted.member:
         _member(cloud, **wanted.member)
@@ -60,25 +65,51 @@ def _network(cloud: Connection, name: str, cidr: str) -> None:
         )
 
 
-def _image(cloud: Connection, name: str, file: Path) -> None:
+def _public(cloud: Connection, wanted: Resources) -> None:
+    """The external network ``public``, and a router from all networks to it."""
+    gateway = ipaddress.IPv4Interface(wanted.public["gateway"])
+    public = cloud.network.find_network("public") or cloud.network.create_network(
+        name="public",
+        is_router_external=True,
+        provider_network_type="flat",
+        provider_physical_network="public",
+    )
+    if not public.subnet_ids:
+        cloud.network.create_subnet(
+            network_id=public.id,
+            name="public-subnet",
+            ip_version=4,
+            cidr=str(gateway.network),
+            gateway_ip=str(gateway.ip),
+            enable_dhcp=False,
+        )
+    router = cloud.network.find_router("router") or cloud.network.create_router(
+        name="router", external_gateway_info={"network_id": public.id}
+    )
+    connected = {
+        address["subnet_id"]
+        for port in cloud.network.ports(device_id=router.id)
+        for address in port.fixed_ips
+    }
+    for network in wanted.networks:
+        found = cloud.network.find_network(network["name"], ignore_missing=False)
+        for subnet in set(found.subnet_ids) - connected:
+            cloud.network.add_interface_to_router(router, subnet=subnet)
+
+
+def _image(cloud: Connection, name: str, file: ImageFile) -> None:
     for image in cloud.image.images(name=name):
         if image.status == "active":
             return
         cloud.image.delete_image(image.id)
-    properties = {}
-    if file.name == PLACEHOLDER:
-        properties = {
-            "openstackoid_placeholder": "true",
-            "description": "a placeholder for the fake hypervisor, which boots nothing",
-        }
     cloud.image.create_image(
         name=name,
-        filename=str(file),
-        disk_format=disk_format(file),
+        filename=file.path,
+        disk_format=disk_format(Path(file.path)),
         container_format="bare",
         visibility="public",
         validate_checksum=False,
-        meta=dict(properties),
+        meta=dict(file.properties),
     )
 
 

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from lzma import decompress
 from pathlib import Path
 
-from lab.image import ImageError
-from lab.packages import install_line
+from lab.apt import install_line
+from lab.image import ImageError, ImageFile
 
 #: The Debian packages that must be installed to make the image.
 PACKAGES = ("dosfstools", "mtools", "syslinux")
@@ -127,6 +127,16 @@ def build(cache: Path) -> Path:
 def made_of(base: Path) -> str:
     """The names and versions of the packages in *base*, which :func:`build` made; one line."""
     return base.with_suffix(".txt").read_text()
+
+
+def image_of(instance: str, cache: Path, target: Path) -> ImageFile:
+    """The image of *instance* in the file *target*, made of the one in *cache*.
+
+    :raises GuestError: as :func:`build` and :func:`personalise` do.
+    """
+    base = build(cache)
+    personalise(base, instance, target)
+    return ImageFile(str(target), {"openstackoid:made_of": made_of(base)})
 
 
 def personalise(base: Path, instance: str, target: Path) -> None:

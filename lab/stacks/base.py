@@ -50,6 +50,16 @@ class Stack(ABC):
     #: The account that the panes of other instances use: an ordinary user of the project ``demo``.
     member: str = "demo"
 
+    @classmethod
+    def hypervisor(cls, lab: Lab, *, is_here: bool) -> tuple[str, str]:
+        """What runs the servers of *lab*, and why; with *is_here* its hosts are this machine.
+
+        It may start processes. Here: whatever the stack's own settings say.
+
+        :raises LabError: when lab.yaml asks for one that cannot be had.
+        """
+        return "auto", f"as {cls.name} decides"
+
     def __init__(self, lab: Lab, connect: Connect) -> None:
         self.lab = lab
         self.connect = connect

@@ -6,18 +6,22 @@ This is the orchestrator's side; :mod:`lab.wheels` does the work on each host.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lab import guest
 from lab.config import PROXY_PORT, Lab
 from lab.errors import LabError
 from lab.parallel import for_each
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
-from lab.stacks.base import InstanceStatus, ServiceState, Stack
+from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
 from lab.steps import Step, Steps
+from lab.wheels import guests, ovn
 from lab.wheels.layout import Layout
-from lab.wheels.services import PROGRAMS
+from lab.wheels.services import Hypervisor, program_names
 from lab.wheels.spec import ACCOUNTS, Spec
 
 
@@ -27,6 +31,24 @@ class Wheels(Stack):
     name = "wheels"
     needs = Needs(packages=("haproxy", "mariadb-server", "rabbitmq-server"))
     accounts = ACCOUNTS
+
+    def __init__(self, lab: Lab, connect: Connect) -> None:
+        super().__init__(lab, connect)
+        self._hypervisor: Hypervisor = "libvirt" if lab.hypervisor == "libvirt" else "fake"
+        if self._hypervisor == "libvirt":
+            made = () if lab.image.url else guest.PACKAGES
+            packages = (*self.needs.packages, *guests.PACKAGES, *ovn.PACKAGES, *made)
+            self.needs = Needs(packages=packages)
+
+    @classmethod
+    def hypervisor(cls, lab: Lab, *, is_here: bool) -> tuple[str, str]:
+        """Libvirt where it works: it needs root on the host, and network namespaces."""
+        if lab.hypervisor == "fake":
+            return "fake", "as chosen"
+        fault = unusable(is_here=is_here)
+        if lab.hypervisor == "libvirt" and fault:
+            raise LabError(f"the hypervisor libvirt cannot be had: {fault}")
+        return ("fake", fault) if fault else ("libvirt", "this machine can run guests")
 
     def up(self, hosts: Sequence[Host], steps: Steps) -> None:
         """Install and start OpenStack on all *hosts* side by side."""
@@ -60,12 +82,15 @@ class Wheels(Stack):
         """What supervisor says of each program, and the proxy of each peer."""
         answer = self._ask(host, "status")
         states: Mapping[str, str] = answer.get("programs", {})
-        services = [ServiceState(name, states.get(name, "STOPPED").lower()) for name in PROGRAMS]
+        services = [
+            ServiceState(name, states.get(name, "STOPPED").lower())
+            for name in program_names(self._hypervisor)
+        ]
         return InstanceStatus(host.name, host.address, services, dict(answer.get("peers", {})))
 
     def logs(self, host: Host) -> tuple[str, ...]:
         """Every program that supervisor runs."""
-        return PROGRAMS
+        return program_names(self._hypervisor)
 
     def log_command(
         self, host: Host, services: Sequence[str], *, lines: str, follow: bool
@@ -99,6 +124,19 @@ class Wheels(Stack):
         if "error" in answer:
             raise LabError(f"{host.name}: {answer['error']}")
         return answer
+
+
+def unusable(*, is_here: bool) -> str:
+    """Why the hypervisor libvirt cannot be had, as half a sentence; nothing where it can."""
+    if not is_here:
+        return "the machines of this provider run the stack wheels without root"
+    if os.geteuid() != 0:
+        return "guests need root: run setup-env.py as root"
+    try:
+        done = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return "unshare is missing: apt-get install util-linux"
+    return "this machine allows no network namespaces" if done.returncode else ""
 
 
 class _Events:
@@ -163,4 +201,20 @@ def _spec(lab: Lab, host: Host) -> Spec:
         networks=tuple(network.model_dump(mode="json") for network in lab.networks),
         image=lab.image.model_dump(mode="json"),
         token_cache=lab.token_cache,
+        **_real(lab, host.name),
     )
+
+
+def _real(lab: Lab, name: str) -> dict[str, Any]:
+    """What the instance *name* has to know besides where guests are real."""
+    public = lab.instance(name).public
+    if lab.hypervisor != "libvirt" or public is None:
+        return {}
+    return {
+        "hypervisor": "libvirt",
+        "public": {
+            "gateway": f"{public[1]}/{public.prefixlen}",
+            "reach_peers": lab.public.reach_peers,
+            "reach_outside": lab.public.reach_outside,
+        },
+    }

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from lab.supervision import SupervisionError
+from lab.errors import LabError
 from lab.wheels.database import DatabaseError
 from lab.wheels.instance import Instance, InstanceError
 from lab.wheels.launch import LaunchError
@@ -55,7 +55,7 @@ def main() -> int:
             case _:
                 sys.stderr.write("usage: python -m lab.wheels {up,halt,status}\n")
                 return 2
-    except (InstanceError, SupervisionError, DatabaseError, LaunchError, ProxyError) as error:
+    except (InstanceError, LabError, DatabaseError, LaunchError, ProxyError) as error:
         _say(error=str(error))
         return 1
     return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import cast
 
 import openstack
@@ -17,9 +16,10 @@ from openstack.identity.v3._proxy import Proxy as IdentityProxy
 from openstack.identity.v3.project import Project
 from openstack.identity.v3.user import User
 
+from lab.image import ImageFile
 from lab.resources import Resources, create
 from lab.wheels.layout import Layout
-from lab.wheels.services import SERVICES, Service
+from lab.wheels.services import Service
 from lab.wheels.spec import Spec
 
 
@@ -84,9 +84,9 @@ def create_accounts(layout: Layout) -> None:
             )
 
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(service_account, one.name) for one in SERVICES if one.account]
+        jobs = [pool.submit(service_account, one.name) for one in layout.services if one.account]
         # Keystone's own entry is made by its bootstrap.
-        jobs += [pool.submit(catalog, one) for one in SERVICES if one.type != "identity"]
+        jobs += [pool.submit(catalog, one) for one in layout.services if one.type != "identity"]
         jobs.append(pool.submit(demo))
         for job in jobs:
             job.result()
@@ -95,8 +95,8 @@ def create_accounts(layout: Layout) -> None:
 def create_resources(layout: Layout) -> None:
     """Make what lab.yaml lists; the image's file is in ``IMAGE``."""
     spec = layout.spec
-    wanted = Resources(spec.flavors, spec.networks, spec.image)
-    create(connect(layout), wanted, Path(os.environ["IMAGE"]))
+    wanted = Resources(spec.flavors, spec.networks, spec.image, public=spec.public)
+    create(connect(layout), wanted, ImageFile.from_json(os.environ["IMAGE"]))
 
 
 def _project(identity: IdentityProxy, name: str) -> Project:

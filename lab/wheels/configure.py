@@ -12,7 +12,6 @@ import jinja2
 from lab import files
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import programs
-from lab.wheels.services import SERVICES
 from lab.wheels.wsgi import THREADS
 from openstackoid.proxy.config import Peer, Proxy, Service, write
 
@@ -44,7 +43,7 @@ def proxy(layout: Layout) -> Proxy:
                 # Half of the threads are left for requests that wait for no other instance.
                 max_foreign=THREADS // 2,
             )
-            for service in SERVICES
+            for service in layout.services
         ),
         peers=tuple(Peer(name, address) for name, address in layout.spec.peers.items()),
         issuers=tuple(layout.spec.issuers),
@@ -52,13 +51,20 @@ def proxy(layout: Layout) -> Proxy:
     )
 
 
+def configure_guests(layout: Layout, accelerator: str) -> None:
+    """Tell nova-compute what runs guests: *accelerator* is ``kvm`` or ``qemu``."""
+    context = {"layout": layout, "accelerator": accelerator}
+    text = _render("nova-compute.conf", context)
+    files.write(layout.etc / "nova" / "nova-compute.conf", text)
+
+
 def configure(layout: Layout) -> bool:
     """Write every configuration file that is not up to date.
 
     :return: whether the proxy's configuration changed (it reloads without a restart).
     """
-    rendered = (*_BACKING_FILES, *(name for one in SERVICES for name in one.configuration))
-    directories = (*_DIRECTORIES, *(name for one in SERVICES for name in one.directories))
+    rendered = (*_BACKING_FILES, *(name for one in layout.services for name in one.configuration))
+    directories = (*_DIRECTORIES, *(name for one in layout.services for name in one.directories))
     for path in (
         *(layout.directory / name for name in directories),
         *((layout.etc / name).parent for name in rendered),
@@ -71,6 +77,7 @@ def configure(layout: Layout) -> bool:
         "passwords": layout.spec.passwords,
         "database_port": DATABASE_PORT,
         "messaging_port": MESSAGING_PORT,
+        "proxy_port": PROXY_PORT,
         "user": getpass.getuser(),
         "erlang_address": layout.spec.address.replace(".", ","),
     }
@@ -78,11 +85,13 @@ def configure(layout: Layout) -> bool:
     files.write(layout.etc / "rabbitmq" / "rabbitmq-env.conf", "")
     # Erlang itself would make a weak one.
     files.write(layout.data / "rabbitmq" / ".erlang.cookie", layout.spec.passwords["erlang"])
-    for service in SERVICES:
+    for service in layout.services:
         for name in service.shipped:
             files.write(layout.directory / name, (layout.prefix / name).read_text())
         for name in service.empty:
             files.write(layout.directory / name, "")
+    if layout.spec.hypervisor == "libvirt":
+        files.write(layout.etc / "namespace.cfg", _render("namespace.cfg", context))
     for name in rendered:
         files.write(layout.etc / name, _render(Path(name).name, context))
     context["programs"] = programs(layout)

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import pymysql
 from lab.wheels import launch
 from lab.wheels.layout import Layout
 from lab.wheels.programs import executable, fork_servers
-from lab.wheels.services import SERVICES, Command, Service
+from lab.wheels.services import Command, Service
 
 _SOCKET = "mariadb.sock"
 #: Seconds that MariaDB may take to answer.
@@ -79,7 +79,7 @@ def migrate(layout: Layout) -> None:
         _run(servers, service, commands, configuration, environment=environment, log=log)
 
     try:
-        _side_by_side(sync)
+        _side_by_side(layout.services, sync)
     except DatabaseError as error:
         raise DatabaseError(
             f"the data is not of the installed OpenStack's schema, and its migration fails: {error}"
@@ -119,7 +119,7 @@ def _template(layout: Layout) -> Path:
             _stop_leftover(building)
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
-            _build(building, servers)
+            _build(building, servers, layout.services)
             (building / "data").replace(template)
             _maker(template).write_text(_installation(layout))
             shutil.rmtree(building)
@@ -136,7 +136,7 @@ def _stop_leftover(building: Path) -> None:
                 process.wait(10)
 
 
-def _build(building: Path, servers: Path) -> None:
+def _build(building: Path, servers: Path, services: Sequence[Service]) -> None:
     data = building / "data"
     log = building / "mariadb.log"
     install = [
@@ -154,17 +154,17 @@ def _build(building: Path, servers: Path) -> None:
     with log.open("wb") as stream:
         if subprocess.run(install, stdout=stream, stderr=stream, check=False).returncode:
             raise DatabaseError(f"mariadb-install-db failed (log: {log})")
-        with _server(data, stream.fileno()):
-            _side_by_side(lambda service: _build_schema(building, servers, service))
+        with _server(data, stream.fileno(), services):
+            _side_by_side(services, lambda service: _build_schema(building, servers, service))
 
 
-def _side_by_side(sync: Callable[[Service], None]) -> None:
-    """Call *sync* for every service.
+def _side_by_side(services: Sequence[Service], sync: Callable[[Service], None]) -> None:
+    """Call *sync* for each of *services*.
 
     :raises DatabaseError: when some fail, with the words of all of them.
     """
-    with ThreadPoolExecutor(len(SERVICES)) as pool:
-        jobs = {service.name: pool.submit(sync, service) for service in SERVICES}
+    with ThreadPoolExecutor(len(services)) as pool:
+        jobs = {service.name: pool.submit(sync, service) for service in services}
     failed = {name: error for name, job in jobs.items() if (error := job.exception())}
     if failed:
         texts = (
@@ -175,7 +175,7 @@ def _side_by_side(sync: Callable[[Service], None]) -> None:
 
 
 @contextlib.contextmanager
-def _server(data: Path, log: int) -> Iterator[None]:
+def _server(data: Path, log: int, services: Sequence[Service]) -> Iterator[None]:
     """A MariaDB for the time of the build, on a socket below *building* and nowhere else."""
     process = subprocess.Popen(
         [
@@ -197,14 +197,16 @@ def _server(data: Path, log: int) -> Iterator[None]:
         stderr=log,
     )
     try:
-        _create_databases(process, data)
+        _create_databases(process, data, services)
         yield
     finally:
         process.terminate()
         process.wait()
 
 
-def _create_databases(server: subprocess.Popen[bytes], data: Path) -> None:
+def _create_databases(
+    server: subprocess.Popen[bytes], data: Path, services: Sequence[Service]
+) -> None:
     deadline = time.monotonic() + _PATIENCE
     with _directory(data) as directory:
         while True:
@@ -218,7 +220,7 @@ def _create_databases(server: subprocess.Popen[bytes], data: Path) -> None:
                     raise DatabaseError(f"MariaDB did not start: {error}") from error
                 time.sleep(0.05)
     with connection, connection.cursor() as cursor:
-        for database in (database for service in SERVICES for database in service.databases):
+        for database in (database for service in services for database in service.databases):
             cursor.execute(f"CREATE DATABASE {database.name} CHARACTER SET utf8mb3")
 
 
@@ -275,7 +277,12 @@ def _run(
             failed = f"{' '.join((command.name, *command.arguments[:2]))} failed"
             try:
                 process = launch.launch(
-                    service.name, str(servers), command.entry, argv, environment, streams=streams
+                    service.fork_server,
+                    str(servers),
+                    command.entry,
+                    argv,
+                    environment,
+                    streams=streams,
                 )
                 status = process.wait()
             except (launch.LaunchError, OSError) as error:

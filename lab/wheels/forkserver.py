@@ -35,7 +35,7 @@ _F_SETSIG = 10
 
 #: What each kind of fork server imports.
 KINDS: Mapping[str, tuple[str, ...]] = {
-    **{service.name: service.imports for service in SERVICES},
+    **{one.fork_server: one.imports for services in SERVICES.values() for one in services},
     "client": ("openstack.connection", "lab.wheels.client"),
 }
 
@@ -82,11 +82,12 @@ def preload_common() -> None:
 
 def preload(kind: str) -> None:
     """Import all that a service of *kind* needs."""
-    service = next((one for one in SERVICES if one.name == kind), None)
-    if service:
-        os.environ.update(service.switches)
-    if service and service.patch:
-        importlib.import_module(service.patch).patch(backend="threading")
+    for service in (one for services in SERVICES.values() for one in services):
+        if service.fork_server == kind:
+            os.environ.update(service.switches)
+            if service.patch:
+                importlib.import_module(service.patch).patch(backend="threading")
+            break
     for module in KINDS[kind]:
         importlib.import_module(module)
     # Relations between tables appear on the models with this. It comes with the first query
@@ -185,7 +186,9 @@ def compile_all() -> None:
     """
     preload_common()
     children = []
-    for kind in KINDS:
+    # Of two kinds of one service, the second imports what the first does, too.
+    last = {one.name: one.fork_server for services in SERVICES.values() for one in services}
+    for kind in (*last.values(), "client"):
         child = os.fork()
         if child == 0:
             preload(kind)

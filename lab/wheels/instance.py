@@ -9,19 +9,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import amqp
 import pymysql
 
-from lab import files, image, ports
+from lab import files, guest, image, ports
+from lab.image import ImageFile
 from lab.supervision import Supervisor
-from lab.wheels import configure, database, launch
-from lab.wheels.forkserver import KINDS, retire
+from lab.wheels import configure, database, guests, launch
+from lab.wheels.forkserver import retire
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import Program, fork_servers, programs
-from lab.wheels.services import BACKING, PROGRAMS, SERVICES, Command, Service
+from lab.wheels.services import BACKING, Command, Service
 from openstackoid.proxy.config import ProxyError, peer_states, reload
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.
@@ -54,6 +56,8 @@ class Instance:
         self._step = step
         self._note = note
         self._servers = str(fork_servers(layout))
+        self._backing = BACKING[layout.spec.hypervisor]
+        self._pool = ThreadPoolExecutor(1)
 
     def up(self) -> None:
         """Bring it up; what runs already stays as it is.
@@ -85,6 +89,8 @@ class Instance:
         with self._alone():
             self.supervisor.stop(self._services())
             self.supervisor.stop_leftovers()
+            if self._is_real:
+                guests.stop(self.layout)
             retire(Path(self._servers))
 
     def peers(self) -> dict[str, str]:
@@ -93,6 +99,11 @@ class Instance:
             return peer_states(configure.proxy(self.layout).socket)
         except ProxyError:
             return {}
+
+    @property
+    def _is_real(self) -> bool:
+        """Whether servers are guests of libvirt."""
+        return self.layout.spec.hypervisor == "libvirt"
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -107,7 +118,10 @@ class Instance:
         self._check_ports()
         Path(self._servers).mkdir(parents=True, exist_ok=True)
         # Start what others wait for first.
-        launch.spawn(self._servers, *(kind for kind in KINDS if kind != "client" or not complete))
+        kinds = [service.fork_server for service in self.layout.services]
+        launch.spawn(self._servers, *kinds, *(() if complete else ("client",)))
+        if self._is_real:
+            self._prepare_guests()
         running = self.supervisor.states().get("haproxy") == "RUNNING"
         changed = configure.configure(self.layout)
         self.supervisor.start(
@@ -118,13 +132,38 @@ class Instance:
             }
         )
         # The database has no data yet.
-        self.supervisor.ensure([name for name in BACKING if name != "mariadb"])
+        self.supervisor.ensure([name for name in self._backing if name != "mariadb"])
         database.prepare(self.layout)
         self.supervisor.ensure(("mariadb",))
         if changed and running:
             reload(self.supervisor.pid("haproxy"), configure.proxy(self.layout).socket)
+        if self._is_real:
+            self.layout.ovn.configure()
         self._wait("mariadb", self._connects(DATABASE_PORT))
         self._wait("haproxy", self._connects(PROXY_PORT))
+
+    def _prepare_guests(self) -> None:
+        """Make what guests and their network need."""
+        self.layout.namespace.create()
+        self.layout.ovn.prepare()
+        guests.prepare(self.layout)
+        # It takes seconds, and nobody needs it before nova-compute.
+        self._accelerator = self._pool.submit(guests.accelerator, self.layout.shared)
+
+    def _configure_guests(self) -> None:
+        name, why = self._accelerator.result()
+        configure.configure_guests(self.layout, name)
+        self._note(f"{'KVM runs guests' if name == 'kvm' else 'guests are emulated'}: {why}")
+
+    def _image(self) -> ImageFile:
+        """The image that the instance offers."""
+        layout, url = self.layout, self.layout.spec.image["url"]
+        if self._is_real and not url:
+            try:
+                return guest.image_of(layout.spec.name, layout.shared, layout.data / "image")
+            except guest.GuestError as error:
+                self._note(f"{error}; the image is a placeholder")
+        return image.obtain(url, layout.shared, self._note)
 
     def _check_ports(self) -> None:
         """Make sure that the programs that do not run yet will have their ports.
@@ -154,7 +193,7 @@ class Instance:
 
     def _services(self) -> list[str]:
         """The programs of OpenStack: they end before what they need."""
-        return [name for name in PROGRAMS if name not in BACKING]
+        return [name for name in self.layout.program_names if name not in self._backing]
 
     def _migrate(self) -> None:
         for name in self._services():
@@ -163,11 +202,15 @@ class Instance:
 
     def _start_services(self, complete: bool) -> None:
         if not complete:
-            for service in SERVICES:
+            for service in self.layout.services:
                 self._manage(service, service.bootstrap)
-        waiting = [worker for service in SERVICES for worker in service.workers if worker.after]
+        if self._is_real:
+            self._configure_guests()
+        waiting = [
+            worker for service in self.layout.services for worker in service.workers if worker.after
+        ]
         late = {worker.name for worker in waiting}
-        self.supervisor.ensure([name for name in PROGRAMS if name not in late])
+        self.supervisor.ensure([name for name in self.layout.program_names if name not in late])
         self._wait_for("keystone")
         if not complete:
             self._client("accounts")
@@ -176,13 +219,13 @@ class Instance:
             for name in worker.after:
                 self._wait_for(name)
             self.supervisor.ensure((worker.name,))
-        for service in SERVICES:
+        for service in self.layout.services:
             for name in service.programs:
                 self._wait_for(name)
 
     def _wait_for(self, program: str) -> None:
         """Wait until the program *program* of a service is ready."""
-        for service in SERVICES:
+        for service in self.layout.services:
             if service.program == program:
                 self._wait(program, self._answers(service))
             for worker in service.workers:
@@ -192,9 +235,11 @@ class Instance:
                     self._wait(program, self._counts(worker.database, worker.counts))
 
     def _fill(self) -> None:
-        file = image.obtain(self.layout.spec.image["url"], self.layout.shared, self._note)
-        self._client("resources", {"IMAGE": str(file)})
-        for service in SERVICES:
+        if self._is_real:
+            self.layout.ovn.wait()
+        self._client("resources", {"IMAGE": self._image().to_json()})
+        (self.layout.data / "image").unlink(missing_ok=True)
+        for service in self.layout.services:
             self._manage(service, service.finish)
 
     def _manage(self, service: Service, commands: Iterable[Command]) -> None:
@@ -205,7 +250,7 @@ class Instance:
                 continue
             fill = self.layout.fill
             self._run(
-                service.name,
+                service.fork_server,
                 command.entry,
                 (command.name, *map(fill, command.arguments)),
                 {

@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from string import Template
 
-from lab.wheels.services import SERVICES, Service
+from lab.wheels.netns import Namespace
+from lab.wheels.ovn import Ovn
+from lab.wheels.services import SERVICES, Service, program_names
 from lab.wheels.spec import Spec
 
 PROXY_PORT = 8888
@@ -98,15 +100,53 @@ class Layout:
         service = self.service(service_type)
         return f"{self.frontend}{service.prefix}{service.version}"
 
-    @staticmethod
-    def service(service_type: str) -> Service:
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """The records of the instance's services."""
+        return SERVICES[self.spec.hypervisor]
+
+    @property
+    def program_names(self) -> tuple[str, ...]:
+        """All programs of the instance, in the order in which they start."""
+        return program_names(self.spec.hypervisor)
+
+    def service(self, service_type: str) -> Service:
         """The service of *service_type*."""
-        return next(service for service in SERVICES if service.type == service_type)
+        return next(service for service in self.services if service.type == service_type)
+
+    @cached_property
+    def namespace(self) -> Namespace:
+        """The network namespace of an instance with the hypervisor ``libvirt``."""
+        public = self.spec.public
+        return Namespace(
+            self.directory.parent,
+            self.spec.name,
+            ipaddress.IPv4Interface(public["gateway"]),
+            reach_peers=public["reach_peers"],
+            reach_outside=public["reach_outside"],
+        )
+
+    @cached_property
+    def ovn(self) -> Ovn:
+        """Open vSwitch and OVN of an instance with the hypervisor ``libvirt``."""
+        return Ovn(
+            self.spec.name, self.namespace.name, self.run / "ovn", self.data / "ovn", self.log
+        )
+
+    @cached_property
+    def libvirt(self) -> Path:
+        """A short name for libvirt's own directory, ``data/libvirt``.
+
+        The path of a guest's monitor socket would be too long otherwise (sun_path in unix(7)).
+        """
+        return Path("/run", self.namespace.device)
 
     def fill(self, text: str) -> str:
         """*text* of a service's record with its ``$words`` replaced."""
         return Template(text).substitute(
             etc=self.etc,
+            run=self.run,
+            namespace=self.namespace.name if self.spec.hypervisor == "libvirt" else "",
             name=self.spec.name,
             endpoint=self.endpoint("identity"),
             password=self.spec.passwords["admin"],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lab.wheels import launch
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
-from lab.wheels.services import SERVICES, Service
+from lab.wheels.services import Service
 
 #: Where servers are that a user's PATH may not have.
 SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -92,8 +92,17 @@ def _rabbitmq(layout: Layout) -> Program:
 
 def _haproxy(layout: Layout) -> Program:
     configuration = str(layout.etc / "proxy" / "haproxy.cfg")
-    command = (executable("haproxy"), "-W", "-db", "-f", configuration)
+    command: tuple[str, ...] = (executable("haproxy"), "-W", "-db", "-f", configuration)
+    if layout.spec.hypervisor == "libvirt":
+        command += ("-f", str(layout.etc / "namespace.cfg"))
     return Program("haproxy", command, listens=((layout.spec.address, PROXY_PORT),))
+
+
+def _open_virtual_networks(layout: Layout) -> Iterator[Program]:
+    """Open vSwitch and OVN, for guests that are real."""
+    if layout.spec.hypervisor == "libvirt":
+        for name, command in layout.ovn.programs.items():
+            yield Program(name, command, layout.ovn.environment)
 
 
 def _launched(layout: Layout, service: Service, name: str, entry: str, *argv: str) -> Program:
@@ -101,7 +110,7 @@ def _launched(layout: Layout, service: Service, name: str, entry: str, *argv: st
     launcher = (sys.executable, "-I", "-S", str(Path(launch.__file__)))
     return Program(
         name,
-        (*launcher, service.name, str(fork_servers(layout)), entry, name, *argv),
+        (*launcher, service.fork_server, str(fork_servers(layout)), entry, name, *argv),
         layout.environment(service),
         files=service.configuration,
         patience=3,
@@ -114,10 +123,13 @@ def _service(layout: Layout, service: Service) -> Iterator[Program]:
     argv = (service.name, address, *map(layout.fill, service.arguments))
     api = _launched(layout, service, service.program, "lab.wheels.wsgi:serve", *argv)
     yield replace(api, listens=((address, service.port),))
-    configuration = str(layout.etc / service.configuration[0])
     for worker in service.workers:
-        argv = ("--config-file", configuration)
-        yield _launched(layout, service, worker.name, worker.entry, *argv)
+        names = filter(None, (service.configuration[0], worker.configuration))
+        options = (word for name in names for word in ("--config-file", str(layout.etc / name)))
+        program = _launched(layout, service, worker.name, worker.entry, *options)
+        own = {name: layout.fill(text) for name, text in worker.environment.items()}
+        environment = {**program.environment, **own}
+        yield replace(program, environment=environment, patience=worker.patience)
 
 
 def programs(layout: Layout) -> tuple[Program, ...]:
@@ -127,7 +139,8 @@ def programs(layout: Layout) -> tuple[Program, ...]:
         _epmd(layout),
         _rabbitmq(layout),
         _haproxy(layout),
-        *(program for service in SERVICES for program in _service(layout, service)),
+        *_open_virtual_networks(layout),
+        *(program for service in layout.services for program in _service(layout, service)),
     )
 
 

@@ -2,7 +2,8 @@
 
 Ports, programs, fork servers, databases, configuration, accounts, the catalog, the start order and
 the readiness checks derive from these records. To add a service, add a record here and its
-configuration templates.
+configuration templates. What differs between hypervisors is in :data:`SERVICES` and
+:data:`BACKING`, which are keyed by them.
 
 ``$words`` in their texts are filled in per instance (:meth:`lab.wheels.layout.Layout.fill`).
 """
@@ -10,7 +11,10 @@ configuration templates.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Hypervisor = Literal["fake", "libvirt"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Worker:
     """A program of a service that has no HTTP API: *entry* (``module:function``) called as *name*.
 
     It is ready when it consumes the queue *queue* and the SQL query *counts* on the database
-    *database* counts something. It starts after the programs *after* are ready.
+    *database* counts something. It starts after the programs *after* are ready. *environment* comes
+    on top of its service's.
     """
 
     name: str
@@ -49,6 +54,11 @@ class Worker:
     after: tuple[str, ...] = ()
     database: str = ""
     counts: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: A file below the instance's ``etc`` that it reads after the configuration of its service.
+    configuration: str = ""
+    #: Seconds that it has to end.
+    patience: int = 3
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,13 @@ class Service:
     directories: tuple[str, ...] = ()
     #: Whether the service logs in to keystone with an account of its own name.
     account: bool = True
+    #: The name of its fork server, where that is not its own name.
+    kind: str = ""
+
+    @property
+    def fork_server(self) -> str:
+        """The name of the fork server that has imported it."""
+        return self.kind or self.name
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -129,169 +146,229 @@ _COMPUTE_IS_UP = (
     " AND COALESCE(s.last_seen_up, s.created_at) > UTC_TIMESTAMP() - INTERVAL 50 SECOND"
 )
 
-SERVICES = (
-    Service(
-        name="keystone",
-        type="identity",
-        prefix="/identity",
-        version="/v3",
-        port=5000,
-        program="keystone",
-        module="keystone.wsgi.api",
-        imports=("keystone.server.wsgi", "keystone.cmd.manage"),
-        environment={"OS_KEYSTONE_CONFIG_FILES": "$etc/keystone/keystone.conf"},
-        configuration=("keystone/keystone.conf",),
-        directories=("etc/keystone/fernet-keys", "etc/keystone/credential-keys"),
-        databases=(Database("keystone", "database"),),
-        sync=(_keystone("db_sync"),),
-        bootstrap=(
-            _keystone("fernet_setup", *_OWNER, unless="keystone/fernet-keys"),
-            _keystone("credential_setup", *_OWNER, unless="keystone/credential-keys"),
-            _keystone(
-                "bootstrap",
-                "--bootstrap-region-id=$name",
-                "--bootstrap-public-url=$endpoint",
-                environment={"OS_BOOTSTRAP_PASSWORD": "$password"},
-            ),
-        ),
-        account=False,
-    ),
-    Service(
-        name="glance",
-        type="image",
-        prefix="/image",
-        port=9292,
-        program="glance-api",
-        module="glance.wsgi.api",
-        imports=(
-            "glance.common.wsgi_app",
-            "glance.cmd.manage",
-            "glance.api.v2.router",
-            "glance_store._drivers.filesystem",
-            "keystonemiddleware.auth_token",
-            "keystoneauth1.loading",
-        ),
-        environment={"OS_GLANCE_CONFIG_DIR": "$etc/glance"},
-        configuration=("glance/glance-api.conf",),
-        shipped=("etc/glance/glance-api-paste.ini",),
-        empty=("etc/glance/glance-image-import.conf",),
-        directories=("data/images",),
-        databases=(Database("glance", "database"),),
-        sync=(Command("glance.cmd.manage:main", "glance-manage", ("db", "sync")),),
-    ),
-    Service(
-        name="nova",
-        type="compute",
-        prefix="/compute",
-        version="/v2.1",
-        port=8774,
-        program="nova-api",
-        module="nova.wsgi.osapi_compute",
-        imports=(
-            "nova.api.openstack.wsgi_app",
-            "nova.api.openstack.compute",
-            "nova.api.openstack.urlmap",
-            "nova.cmd.manage",
-            "nova.cmd.conductor",
-            "nova.cmd.scheduler",
-            "nova.cmd.compute",
-            "nova.conductor.manager",
-            "nova.scheduler.manager",
-            "nova.compute.manager",
-            "nova.virt.fake",
-            "nova.network.neutron",
-            "nova.image.glance",
-            "keystonemiddleware.auth_token",
-            "oslo_messaging._drivers.impl_rabbit",
-        ),
-        # Without the switch, each of its programs would patch or poison eventlet upon its import.
-        patch="nova.monkey_patch",
-        switches={"OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"},
-        environment={"OS_NOVA_CONFIG_DIR": "$etc/nova"},
-        configuration=("nova/nova.conf",),
-        shipped=("etc/nova/api-paste.ini",),
-        directories=("data/nova/instances",),
-        databases=(
-            Database("nova_api", "api_database"),
-            Database("nova_cell0"),
-            Database("nova", "database"),
-        ),
-        sync=(
-            _nova("api_db", "sync"),
-            _nova(
-                "cell_v2",
-                "map_cell0",
-                "--database_connection",
-                f"{_CELL}/nova_cell0?{{query}}",
-            ),
-            _nova("db", "sync"),
-        ),
-        first_sync=(
-            _nova(
-                "cell_v2",
-                "create_cell",
-                "--name=cell1",
-                f"--database_connection={_CELL}/{{path}}?{{query}}",
-                f"--transport-url={_CELL}/{{path}}",
-            ),
-        ),
-        finish=(_nova("cell_v2", "discover_hosts"),),
-        workers=(
-            Worker("nova-conductor", "nova.cmd.conductor:main", "conductor"),
-            Worker("nova-scheduler", "nova.cmd.scheduler:main", "scheduler"),
-            Worker(
-                "nova-compute",
-                "nova.cmd.compute:main",
-                "compute.$name",
-                # A call to a conductor that does not listen yet is lost, and repeated after 10 s.
-                after=("placement", "nova-conductor"),
-                database="nova",
-                counts=_COMPUTE_IS_UP,
-            ),
+_KEYSTONE = Service(
+    name="keystone",
+    type="identity",
+    prefix="/identity",
+    version="/v3",
+    port=5000,
+    program="keystone",
+    module="keystone.wsgi.api",
+    imports=("keystone.server.wsgi", "keystone.cmd.manage"),
+    environment={"OS_KEYSTONE_CONFIG_FILES": "$etc/keystone/keystone.conf"},
+    configuration=("keystone/keystone.conf",),
+    directories=("etc/keystone/fernet-keys", "etc/keystone/credential-keys"),
+    databases=(Database("keystone", "database"),),
+    sync=(_keystone("db_sync"),),
+    bootstrap=(
+        _keystone("fernet_setup", *_OWNER, unless="keystone/fernet-keys"),
+        _keystone("credential_setup", *_OWNER, unless="keystone/credential-keys"),
+        _keystone(
+            "bootstrap",
+            "--bootstrap-region-id=$name",
+            "--bootstrap-public-url=$endpoint",
+            environment={"OS_BOOTSTRAP_PASSWORD": "$password"},
         ),
     ),
-    Service(
-        name="placement",
-        type="placement",
-        prefix="/placement",
-        port=8778,
-        program="placement",
-        module="placement.wsgi.api",
-        imports=("placement.wsgi", "placement.cmd.manage", "keystonemiddleware.auth_token"),
-        environment={"OS_PLACEMENT_CONFIG_DIR": "$etc/placement"},
-        configuration=("placement/placement.conf",),
-        databases=(Database("placement", "placement_database"),),
-        sync=(Command("placement.cmd.manage:main", "placement-manage", ("db", "sync")),),
+    account=False,
+)
+
+_GLANCE = Service(
+    name="glance",
+    type="image",
+    prefix="/image",
+    port=9292,
+    program="glance-api",
+    module="glance.wsgi.api",
+    imports=(
+        "glance.common.wsgi_app",
+        "glance.cmd.manage",
+        "glance.api.v2.router",
+        "glance_store._drivers.filesystem",
+        "keystonemiddleware.auth_token",
+        "keystoneauth1.loading",
     ),
-    Service(
-        name="neutron",
-        type="network",
-        prefix="/networking",
-        port=9696,
-        program="neutron-api",
-        module="neutron.wsgi.api",
-        imports=(
-            "neutron.server.api",
-            "neutron.db.migration.cli",
-            "neutron.plugins.ml2.plugin",
-            "keystonemiddleware.auth_token",
-            "oslo_messaging._drivers.impl_rabbit",
+    environment={"OS_GLANCE_CONFIG_DIR": "$etc/glance"},
+    configuration=("glance/glance-api.conf",),
+    shipped=("etc/glance/glance-api-paste.ini",),
+    empty=("etc/glance/glance-image-import.conf",),
+    directories=("data/images",),
+    databases=(Database("glance", "database"),),
+    sync=(Command("glance.cmd.manage:main", "glance-manage", ("db", "sync")),),
+)
+
+_NOVA = Service(
+    name="nova",
+    type="compute",
+    prefix="/compute",
+    version="/v2.1",
+    port=8774,
+    program="nova-api",
+    module="nova.wsgi.osapi_compute",
+    imports=(
+        "nova.api.openstack.wsgi_app",
+        "nova.api.openstack.compute",
+        "nova.api.openstack.urlmap",
+        "nova.cmd.manage",
+        "nova.cmd.conductor",
+        "nova.cmd.scheduler",
+        "nova.cmd.compute",
+        "nova.conductor.manager",
+        "nova.scheduler.manager",
+        "nova.compute.manager",
+        "nova.virt.fake",
+        "nova.network.neutron",
+        "nova.image.glance",
+        "keystonemiddleware.auth_token",
+        "oslo_messaging._drivers.impl_rabbit",
+    ),
+    # Without the switch, each of its programs would patch or poison eventlet upon its import.
+    patch="nova.monkey_patch",
+    switches={"OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"},
+    environment={"OS_NOVA_CONFIG_DIR": "$etc/nova"},
+    configuration=("nova/nova.conf",),
+    shipped=("etc/nova/api-paste.ini",),
+    directories=("data/nova/instances",),
+    databases=(
+        Database("nova_api", "api_database"),
+        Database("nova_cell0"),
+        Database("nova", "database"),
+    ),
+    sync=(
+        _nova("api_db", "sync"),
+        _nova(
+            "cell_v2",
+            "map_cell0",
+            "--database_connection",
+            f"{_CELL}/nova_cell0?{{query}}",
         ),
-        environment={
-            "OS_NEUTRON_CONFIG_DIR": "$etc/neutron",
-            "OS_NEUTRON_CONFIG_FILES": "neutron.conf;ml2_conf.ini",
-        },
-        warm_up="lab.wheels.wsgi:load_policies_of_neutron",
-        configuration=("neutron/neutron.conf", "neutron/ml2_conf.ini"),
-        shipped=("etc/neutron/api-paste.ini",),
-        directories=("data/neutron",),
-        databases=(Database("neutron", "database"),),
-        sync=(Command("neutron.db.migration.cli:main", "neutron-db-manage", ("upgrade", "heads")),),
+        _nova("db", "sync"),
+    ),
+    first_sync=(
+        _nova(
+            "cell_v2",
+            "create_cell",
+            "--name=cell1",
+            f"--database_connection={_CELL}/{{path}}?{{query}}",
+            f"--transport-url={_CELL}/{{path}}",
+        ),
+    ),
+    finish=(_nova("cell_v2", "discover_hosts"),),
+    workers=(
+        Worker("nova-conductor", "nova.cmd.conductor:main", "conductor"),
+        Worker("nova-scheduler", "nova.cmd.scheduler:main", "scheduler"),
+        Worker(
+            "nova-compute",
+            "nova.cmd.compute:main",
+            "compute.$name",
+            # A call to a conductor that does not listen yet is lost, and repeated after 10 s.
+            after=("placement", "nova-conductor"),
+            database="nova",
+            counts=_COMPUTE_IS_UP,
+        ),
     ),
 )
 
-#: The programs that the services need, in the order in which they start.
-BACKING = ("mariadb", "epmd", "rabbitmq", "haproxy")
+_PLACEMENT = Service(
+    name="placement",
+    type="placement",
+    prefix="/placement",
+    port=8778,
+    program="placement",
+    module="placement.wsgi.api",
+    imports=("placement.wsgi", "placement.cmd.manage", "keystonemiddleware.auth_token"),
+    environment={"OS_PLACEMENT_CONFIG_DIR": "$etc/placement"},
+    configuration=("placement/placement.conf",),
+    databases=(Database("placement", "placement_database"),),
+    sync=(Command("placement.cmd.manage:main", "placement-manage", ("db", "sync")),),
+)
 
-#: All programs of an instance, in the order in which they start.
-PROGRAMS = (*BACKING, *(program for service in SERVICES for program in service.programs))
+_NEUTRON = Service(
+    name="neutron",
+    type="network",
+    prefix="/networking",
+    port=9696,
+    program="neutron-api",
+    module="neutron.wsgi.api",
+    imports=(
+        "neutron.server.api",
+        "neutron.db.migration.cli",
+        "neutron.plugins.ml2.plugin",
+        "keystonemiddleware.auth_token",
+        "oslo_messaging._drivers.impl_rabbit",
+    ),
+    environment={
+        "OS_NEUTRON_CONFIG_DIR": "$etc/neutron",
+        "OS_NEUTRON_CONFIG_FILES": "neutron.conf;ml2_conf.ini",
+    },
+    warm_up="lab.wheels.wsgi:load_policies_of_neutron",
+    configuration=("neutron/neutron.conf", "neutron/ml2_conf.ini"),
+    shipped=("etc/neutron/api-paste.ini",),
+    directories=("data/neutron",),
+    databases=(Database("neutron", "database"),),
+    sync=(Command("neutron.db.migration.cli:main", "neutron-db-manage", ("upgrade", "heads")),),
+)
+
+# Its compute lives in the network namespace of the instance (lab.wheels.compute).
+_NOVA_WITH_LIBVIRT = replace(
+    _NOVA,
+    kind="nova-libvirt",
+    imports=(
+        *_NOVA.imports,
+        "lab.wheels.compute",
+        "nova.virt.libvirt.driver",
+        "vif_plug_ovs.ovs",
+    ),
+    directories=("data/nova/instances",),
+    workers=tuple(
+        replace(
+            worker,
+            entry="lab.wheels.compute:main",
+            after=(*worker.after, "neutron-api"),
+            environment={"OPENSTACKOID_NAMESPACE": "$namespace", "OVS_RUNDIR": "$run/ovn"},
+            configuration="nova/nova-compute.conf",
+            patience=15,
+        )
+        if worker.name == "nova-compute"
+        else worker
+        for worker in _NOVA.workers
+    ),
+)
+
+_NEUTRON_WITH_OVN = replace(
+    _NEUTRON,
+    kind="neutron-ovn",
+    imports=(
+        *_NEUTRON.imports,
+        "neutron.plugins.ml2.drivers.ovn.mech_driver.mech_driver",
+        "neutron.services.ovn_l3.plugin",
+    ),
+    environment={
+        **_NEUTRON.environment,
+        # Neutron asks its web server for the number of workers (neutron.common.wsgi_utils).
+        "ASGI_WORKERS": "1",
+        # It elects its first worker by a file that is named by the parent, here the fork server.
+        "TMPDIR": "$run/neutron",
+    },
+)
+
+#: The services of an instance, by its hypervisor.
+SERVICES: Mapping[Hypervisor, tuple[Service, ...]] = {
+    "fake": (_KEYSTONE, _GLANCE, _NOVA, _PLACEMENT, _NEUTRON),
+    "libvirt": (_KEYSTONE, _GLANCE, _NOVA_WITH_LIBVIRT, _PLACEMENT, _NEUTRON_WITH_OVN),
+}
+
+#: The programs that the services need, in the order in which they start, by the hypervisor.
+BACKING: Mapping[Hypervisor, tuple[str, ...]] = {
+    "fake": ("mariadb", "epmd", "rabbitmq", "haproxy"),
+    "libvirt": (
+        *("mariadb", "epmd", "rabbitmq", "haproxy"),
+        *("ovsdb-server", "ovs-vswitchd", "ovn-northd", "ovn-controller"),
+    ),
+}
+
+
+def program_names(hypervisor: Hypervisor) -> tuple[str, ...]:
+    """All programs of an instance with *hypervisor*, in the order in which they start."""
+    services = SERVICES[hypervisor]
+    return (*BACKING[hypervisor], *(name for service in services for name in service.programs))

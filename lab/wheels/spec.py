@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lab.wheels.services import SERVICES
+from lab.wheels.services import SERVICES, Hypervisor
 
 #: The accounts that an instance has a generated password for; ``erlang`` is RabbitMQ's cookie.
 ACCOUNTS = (
     *("admin", "demo", "database", "messaging", "erlang"),
-    *(service.name for service in SERVICES if service.account),
+    *(service.name for service in SERVICES["fake"] if service.account),
 )
 
 
@@ -27,7 +27,9 @@ class Spec:
     the instances whose tokens are accepted; ``passwords`` has one for each of :data:`ACCOUNTS`.
     ``flavors`` have ``name``, ``vcpus``, ``ram`` (MiB) and ``disk`` (GiB); ``networks`` have
     ``name`` and ``cidr``; ``token_cache`` is how many seconds a service believes a validated token;
-    ``image`` has ``name`` and ``url`` (or None for a placeholder).
+    ``image`` has ``name`` and ``url`` (or None for one that the host makes). With the hypervisor
+    ``libvirt``, ``public`` describes the external network: ``gateway`` is the host's address in it
+    (``172.24.1.1/24``), ``reach_peers`` and ``reach_outside`` say where guests may go.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Spec:
     networks: tuple[Mapping[str, Any], ...]
     image: Mapping[str, Any]
     token_cache: int
+    hypervisor: Hypervisor = "fake"
+    public: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The specification as one line of JSON."""
@@ -57,6 +61,7 @@ class Spec:
         """A digest of all that decides which users, flavors, networks and images there are."""
         parts = (
             *(self.name, self.address, self.passwords, self.flavors, self.networks, self.image),
+            *(self.hypervisor, self.public),
             # A change of the accounts reaches labs that have data.
             "service accounts have the role service",
         )

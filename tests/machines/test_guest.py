@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import packages
+from lab import apt
 from lab.guest import PACKAGES, build, made_of, personalise
 
 #: How many seconds a test waits for what takes a few.
@@ -99,9 +99,9 @@ class Server:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needed = [*PACKAGES, "genisoimage", "openssh-client", "qemu-system-x86"]
-    if packages.missing(needed) and os.geteuid() != 0 and "CI" not in os.environ:
-        pytest.skip(f"packages are missing: {packages.install_line(packages.missing(needed))}")
-    packages.ensure(needed, print)
+    if apt.missing(needed) and os.geteuid() != 0 and "CI" not in os.environ:
+        pytest.skip(f"apt are missing: {apt.install_line(apt.missing(needed))}")
+    apt.ensure(needed, print)
     return build(tmp_path_factory.mktemp("cache"))
 
 
@@ -168,7 +168,7 @@ def test_the_image_is_small_and_says_what_it_is_made_of(base: Path) -> None:
     assert "\n" not in made_of(base)
 
 
-def test_the_same_packages_make_the_same_bytes(base: Path, tmp_path: Path) -> None:
+def test_the_same_apt_make_the_same_bytes(base: Path, tmp_path: Path) -> None:
     again = build(tmp_path)
     assert again.name == base.name
     assert again.read_bytes() == base.read_bytes()

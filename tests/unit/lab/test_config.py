@@ -68,7 +68,7 @@ def test_the_nth_instance_without_an_address_gets_the_providers_nth(tmp_path: Pa
     )
 
     def addresses(provider: str) -> list[str]:
-        lab = described(tmp_path, text, Choices().updated(None, provider, None))
+        lab = described(tmp_path, text, Choices.model_validate({"provider": provider}))
         return [str(one.address) for one in lab.instances]
 
     assert addresses("local") == ["127.0.1.1", "127.9.9.9", "127.0.3.1"]
@@ -120,10 +120,10 @@ def test_a_number_out_of_range_is_refused(tmp_path: Path, number: int) -> None:
 
 
 def test_choices_are_kept_until_they_are_removed(tmp_path: Path) -> None:
-    Choices().updated(3, None, None).keep(tmp_path / "r/.lab")
+    Choices(number=3).keep(tmp_path / "r/.lab")
     text = TWO + "addresses: {local: 127.0.%d.1}\n"
     assert len(described(tmp_path, text).instances) == 3
-    Choices.of(tmp_path / "r/.lab").updated(None, "local", None).keep(tmp_path / "r/.lab")
+    Choices.of(tmp_path / "r/.lab").updated(Choices(provider="local")).keep(tmp_path / "r/.lab")
     assert len(described(tmp_path, text).instances) == 3
     assert described(tmp_path, text).provider == "local"
     (tmp_path / "r/.lab/choices.json").unlink()

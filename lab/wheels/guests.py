@@ -1,0 +1,199 @@
+"""Guests of an instance: what libvirt's QEMU driver needs inside nova-compute, and their end.
+
+No libvirtd runs: nova-compute loads libvirt's driver itself (``qemu:///embed``), and a guest is a
+QEMU process that outlives it. https://libvirt.org/drvqemu.html#embedded-driver
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import grp
+import json
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, cast
+
+import psutil
+
+from lab import files, guest, processes
+from lab.errors import LabError
+from lab.wheels import netns
+from lab.wheels.layout import Layout
+
+#: Debian packages with the hypervisor, its Python binding, and what nova calls for guests' disks.
+PACKAGES = (
+    "genisoimage",
+    "libvirt-daemon",
+    "libvirt-daemon-driver-qemu",
+    "python3-libvirt",
+    "qemu-system-x86",
+    "qemu-utils",
+)
+
+#: Seconds that guests have to shut down once their power button was pressed.
+PATIENCE = 10
+#: Seconds in which a guest has to say something under KVM: the device can be there, and hang.
+_KVM_PATIENCE = 10
+
+_BINDING = Path("/usr/lib/python3/dist-packages")
+# libvirt refuses to start without them, though nothing runs as this user here.
+_USER, _GROUPS = "libvirt-qemu", ("kvm", "libvirt-qemu")
+_QEMU_CONF = """\
+# Guests run as root, in the network namespace that nova-compute is in.
+user = "root"
+group = "root"
+security_driver = "none"
+cgroup_controllers = []
+stdio_handler = "file"
+namespaces = []
+"""
+
+
+def prepare(layout: Layout) -> None:
+    """Make what libvirt's driver and nova-compute expect; the same again is no change.
+
+    :raises LabError: when the Python binding does not fit, or a command fails.
+    """
+    _link_binding(layout.prefix)
+    for name in _GROUPS:
+        with contextlib.suppress(KeyError):
+            grp.getgrnam(name)
+            continue
+        netns.run("groupadd", "--system", "--force", name)
+    try:
+        pwd.getpwnam(_USER)
+    except KeyError:
+        nowhere = ("--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin")
+        netns.run("useradd", "--system", "--gid", "kvm", *nowhere, _USER)
+    own = layout.data / "libvirt"
+    (own / "etc").mkdir(parents=True, exist_ok=True)
+    files.write(own / "etc" / "qemu.conf", _QEMU_CONF)
+    if layout.libvirt.is_symlink():
+        layout.libvirt.unlink()
+    layout.libvirt.symlink_to(own)
+
+
+def _link_binding(prefix: Path) -> None:
+    """Have the virtual environment *prefix* see Debian's binding, and nothing else of Debian's.
+
+    :raises LabError: when Debian built it for another Python.
+    """
+    version = f"{sys.version_info.major}{sys.version_info.minor}"
+    module = next(_BINDING.glob(f"libvirtmod.cpython-{version}-*.so"), None)
+    if module is None:
+        raise LabError(
+            f"Debian's python3-libvirt is missing or is not for Python {sys.version.split()[0]}: "
+            "install it, or choose the hypervisor fake in lab.yaml"
+        )
+    target = prefix / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for path in (_BINDING / "libvirt.py", module):
+        with contextlib.suppress(FileExistsError):
+            (target / "site-packages" / path.name).symlink_to(path)
+
+
+def accelerator(shared: Path) -> tuple[str, str]:
+    """What runs guests on this host, ``kvm`` or ``qemu`` (emulation), and why.
+
+    A KVM device can be there and hang, so that the lab's own image is booted with it, once per boot
+    of the host. The directory *shared* keeps the finding.
+    """
+    kept, boot = shared / "accelerator.json", Path("/proc/sys/kernel/random/boot_id").read_text()
+    with (shared / "accelerator.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found = json.loads(kept.read_text())
+            if found["boot"] == boot:
+                return found["name"], found["why"]
+        name, why = _probe(shared)
+        files.write(kept, json.dumps({"boot": boot, "name": name, "why": why}))
+        return name, why
+
+
+def _probe(shared: Path) -> tuple[str, str]:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "qemu", "there is no /dev/kvm"
+    try:
+        image = guest.build(shared)
+    except guest.GuestError as error:
+        return "qemu", f"/dev/kvm is there, but there is no image to try it with: {error}"
+    command = (
+        *("qemu-system-x86_64", "-accel", "kvm", "-machine", "pc", "-m", "192", "-display", "none"),
+        *("-nodefaults", "-no-reboot", "-serial", "stdio", "-snapshot"),
+        *("-drive", f"file={image},format=raw,if=virtio"),
+    )
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        output = cast("IO[bytes]", process.stdout)
+        os.set_blocking(output.fileno(), False)
+        deadline = time.monotonic() + _KVM_PATIENCE
+        said = b""
+        while time.monotonic() < deadline and process.poll() is None:
+            said += output.read() or b""
+            if b"openstackoid" in said or b"KVM internal error" in said:
+                break
+            time.sleep(0.05)
+        process.kill()
+    if b"openstackoid" in said:
+        return "kvm", "a guest boots with it"
+    return "qemu", "/dev/kvm is there, but no guest boots with it"
+
+
+def stop(layout: Layout) -> None:
+    """Shut the guests of the instance down, as nova-compute would; it must not run."""
+    guests = _guests([str(layout.libvirt)])
+    if not guests:
+        return
+    for monitor in (layout.data / "libvirt").glob("lib/qemu/domain-*/monitor.sock"):
+        with contextlib.suppress(OSError):
+            _press_power_button(layout.libvirt / monitor.relative_to(layout.data / "libvirt"))
+    processes.stop(processes.wait(guests, PATIENCE))
+
+
+def _press_power_button(monitor: Path) -> None:
+    """Ask the guest behind QEMU's *monitor* to shut down.
+
+    https://qemu.org/docs/master/interop/qmp-spec.html
+
+    :raises OSError: when nobody answers there.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(2)
+        connection.connect(str(monitor))
+        with connection.makefile("rw") as stream:
+            stream.readline()
+            for command in ("qmp_capabilities", "system_powerdown"):
+                stream.write(json.dumps({"execute": command}) + "\n")
+                stream.flush()
+                stream.readline()
+
+
+def remove(state: Path) -> None:
+    """Remove every guest and every namespace of the lab in *state*; none is no error.
+
+    :raises LabError: when a command fails.
+    """
+    links = list(Path("/run").glob(f"{netns.prefix(state)}*"))
+    processes.stop(_guests(map(str, links)), grace=2)
+    netns.remove(state)
+    for link in links:
+        if link.is_symlink():
+            link.unlink()
+
+
+def _guests(roots: Iterable[str]) -> list[psutil.Process]:
+    """The QEMU processes of the embedded drivers whose directories are *roots*."""
+    wanted = tuple(f"{root}/" for root in roots)
+    return [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if (process.info["name"] or "").startswith("qemu-system")
+        and any(root in word for word in process.info["cmdline"] or () for root in wanted)
+    ]
