@@ -53,8 +53,7 @@ def proxy(layout: Layout) -> Proxy:
 
 def configure_guests(layout: Layout, accelerator: str) -> None:
     """Tell nova-compute what runs guests: *accelerator* is ``kvm`` or ``qemu``."""
-    context = {"layout": layout, "accelerator": accelerator}
-    text = _render("nova-compute.conf", context)
+    text = _render("nova-compute.conf", {**_context(layout), "accelerator": accelerator})
     files.write(layout.etc / "nova" / "nova-compute.conf", text)
 
 
@@ -71,16 +70,7 @@ def configure(layout: Layout) -> bool:
     ):
         path.mkdir(parents=True, exist_ok=True)
     layout.directory.chmod(0o700)
-    context: dict[str, object] = {
-        "spec": layout.spec,
-        "layout": layout,
-        "passwords": layout.spec.passwords,
-        "database_port": DATABASE_PORT,
-        "messaging_port": MESSAGING_PORT,
-        "proxy_port": PROXY_PORT,
-        "user": getpass.getuser(),
-        "erlang_address": layout.spec.address.replace(".", ","),
-    }
+    context = _context(layout)
     files.write(layout.etc / "rabbitmq" / "enabled_plugins", "[].\n")
     files.write(layout.etc / "rabbitmq" / "rabbitmq-env.conf", "")
     # Erlang itself would make a weak one.
@@ -101,6 +91,20 @@ def configure(layout: Layout) -> bool:
     files.write(layout.etc / "supervisord.conf", _render("supervisord.conf", context))
     _home(layout)
     return bool(write(proxy(layout)))
+
+
+def _context(layout: Layout) -> dict[str, object]:
+    """What every template is told."""
+    return {
+        "spec": layout.spec,
+        "layout": layout,
+        "passwords": layout.spec.passwords,
+        "database_port": DATABASE_PORT,
+        "messaging_port": MESSAGING_PORT,
+        "proxy_port": PROXY_PORT,
+        "user": getpass.getuser(),
+        "erlang_address": layout.spec.address.replace(".", ","),
+    }
 
 
 def _home(layout: Layout) -> None:

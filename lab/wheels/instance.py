@@ -117,11 +117,11 @@ class Instance:
         self.supervisor.stop_leftovers()
         self._check_ports()
         Path(self._servers).mkdir(parents=True, exist_ok=True)
+        if self._is_real:
+            self._prepare_guests()
         # Start what others wait for first.
         kinds = [service.fork_server for service in self.layout.services]
         launch.spawn(self._servers, *kinds, *(() if complete else ("client",)))
-        if self._is_real:
-            self._prepare_guests()
         running = self.supervisor.states().get("haproxy") == "RUNNING"
         changed = configure.configure(self.layout)
         self.supervisor.start(

@@ -124,9 +124,9 @@ def _service(layout: Layout, service: Service) -> Iterator[Program]:
     api = _launched(layout, service, service.program, "lab.wheels.wsgi:serve", *argv)
     yield replace(api, listens=((address, service.port),))
     for worker in service.workers:
-        names = filter(None, (service.configuration[0], worker.configuration))
-        options = (word for name in names for word in ("--config-file", str(layout.etc / name)))
-        program = _launched(layout, service, worker.name, worker.entry, *options)
+        configuration = worker.configuration or service.configuration[0]
+        argv = ("--config-file", str(layout.etc / configuration))
+        program = _launched(layout, service, worker.name, worker.entry, *argv)
         own = {name: layout.fill(text) for name, text in worker.environment.items()}
         environment = {**program.environment, **own}
         yield replace(program, environment=environment, patience=worker.patience)

@@ -55,7 +55,7 @@ class Worker:
     database: str = ""
     counts: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: A file below the instance's ``etc`` that it reads after the configuration of its service.
+    #: The file below the instance's ``etc`` that it reads instead of its service's.
     configuration: str = ""
     #: Seconds that it has to end.
     patience: int = 3
