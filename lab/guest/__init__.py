@@ -31,14 +31,10 @@ from lab.image import ImageError, ImageFile
 
 #: The Debian packages that must be installed to make the image.
 PACKAGES = ("dosfstools", "mtools", "syslinux")
+_KERNEL = "linux-image-cloud-amd64"
+_PROGRAMS = ("busybox-static", "dropbear-bin", "e2fsprogs", "syslinux-common")
 #: Those that are only downloaded: the image is made of them, and of the libraries that they need.
-DOWNLOADED = (
-    "busybox-static",
-    "dropbear-bin",
-    "e2fsprogs",
-    "linux-image-cloud-amd64",
-    "syslinux-common",
-)
+DOWNLOADED = (_KERNEL, *_PROGRAMS)
 
 _HERE = Path(__file__).parent
 _SCRIPTS = {
@@ -57,27 +53,21 @@ _TEXTS = {
     "etc/shadow": "root:$6$openstackoid$vQGwql3J54JQGkexrMGjFquxouUlF/0TVGyOYcABuEjss9Z1J225l3E1mR"
     "U46zbUbvmPA2MHwrgd5YMHYwxcs1:20000:0:99999:7:::\n",
 }
-# Modules with their parameters. Userspace Open vSwitch loses packets whose checksum a guest leaves
-# to its network device, hence csum and gso.
-_MODULES = {
-    "virtio_pci": "",
-    "virtio_blk": "",
-    "virtio_net": "csum=0 gso=0",
-    "virtio_rng": "",
-    "ata_piix": "",
-    "sd_mod": "",
-    "sr_mod": "",
-    "isofs": "",
-    "button": "",
-    "evdev": "",
-}
+_MODULES = (
+    *("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng"),
+    *("ata_piix", "sd_mod", "sr_mod", "isofs"),
+    *("button", "evdev"),
+)
+# Userspace Open vSwitch loses packets whose checksum a guest leaves to its network device.
+_PARAMETERS = {"virtio_net": " csum=0 gso=0"}
 
 _SECTOR = 512
-_MIB = 1024 * 1024
 #: Where the first partition starts, a FAT file system with the kernel.
 _START = 128 * _SECTOR
 #: The room for the second, the guest's /data, in a disk that no flavor has made larger.
-_DATA = _MIB
+_DATA = 1024 * 1024
+#: The room for the boot loader and for what FAT itself takes.
+_SLACK = 320 * 1024
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]+")
 _ENVIRONMENT = {
     "LC_ALL": "C",
@@ -136,7 +126,7 @@ def image_of(instance: str, cache: Path, target: Path) -> ImageFile:
     """
     base = build(cache)
     personalise(base, instance, target)
-    return ImageFile(str(target), {"openstackoid:made_of": made_of(base)})
+    return ImageFile(str(target), {"openstackoid:made_of": made_of(base), "hw_rng_model": "virtio"})
 
 
 def personalise(base: Path, instance: str, target: Path) -> None:
@@ -176,13 +166,12 @@ def archive(nodes: Mapping[str, Node]) -> bytes:
 
 def _debs() -> list[str]:
     """The names of the files to download, ``NAME_VERSION_ARCHITECTURE.deb`` each."""
-    names = {"busybox-static", "syslinux-common"}
     # This one has nothing but a dependency, on the kernel of the day.
-    kernel = _run("apt-cache", "depends", "--important", "linux-image-cloud-amd64")
-    names.update(re.findall(r"Depends: (linux-image-\S+)", kernel))
-    tree = _run("apt-cache", "depends", "--important", "--recurse", "dropbear-bin", "e2fsprogs")
-    names.update(re.findall(r"^\w\S*", tree, re.MULTILINE))
-    listing = _run("apt-get", "--print-uris", "download", *sorted(names))
+    kernel = _run("apt-cache", "depends", "--important", _KERNEL)
+    names = re.findall(r"Depends: (linux-image-\S+)", kernel)
+    tree = _run("apt-cache", "depends", "--important", "--recurse", *_PROGRAMS)
+    names += re.findall(r"^\w\S*", tree, re.MULTILINE)
+    listing = _run("apt-get", "--print-uris", "download", *sorted(set(names)))
     return sorted(line.split()[1] for line in listing.splitlines() if line.startswith("'"))
 
 
@@ -197,8 +186,8 @@ def _key(debs: list[str]) -> str:
     digest = hashlib.sha256()
     digest.update(_run("dpkg-query", "--show", *PACKAGES).encode())
     digest.update("\n".join(debs).encode())
-    for path in sorted(path for path in _HERE.rglob("*") if path.suffix != ".pyc"):
-        digest.update(path.read_bytes() if path.is_file() else path.name.encode())
+    for path in sorted([*_HERE.glob("*.py"), *(_HERE / "files").iterdir()]):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -222,7 +211,7 @@ def _make(debs: list[str], work: Path) -> Path:
 def _boot_partition(tree: Path, work: Path) -> Path:
     kernel, initrd, fat = _one(tree, "vmlinuz-*"), work / "initrd", work / "fat"
     initrd.write_bytes(gzip.compress(archive(_system(tree)), mtime=0))
-    room = kernel.stat().st_size + initrd.stat().st_size + _MIB // 3
+    room = kernel.stat().st_size + initrd.stat().st_size + _SLACK
     with fat.open("wb") as file:
         file.truncate(-(-room // 65536) * 65536)
     geometry = ["-F", "16", "-s", "4", "-h", str(_START // _SECTOR)]
@@ -295,10 +284,10 @@ def _modules(tree: Path) -> dict[str, Node]:
 
     for name in _MODULES:
         add(name)
-    order = "".join(f"{name} {_MODULES.get(name, '')}".rstrip() + "\n" for name in content)
+    order = "".join(f"{name}.ko{_PARAMETERS.get(name, '')}\n" for name in content)
     return {
         "lib/modules/order": _file(order.encode()),
-        **{f"lib/modules/{name}": _file(data) for name, data in content.items()},
+        **{f"lib/modules/{name}.ko": _file(data) for name, data in content.items()},
     }
 
 

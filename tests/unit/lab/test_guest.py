@@ -58,8 +58,14 @@ def test_modules_come_after_those_that_they_need(tmp_path: Path) -> None:
         (tmp_path / f"{name}.ko").write_bytes(b"\0depends=" + others.encode() + b"\0")
     (tmp_path / "virtio_net.ko").write_bytes(b"\0depends=virtio,built_in\0")
     nodes = guest._modules(tmp_path)
-    order = ["virtio_ring", "virtio", "virtio_pci", "virtio_net csum=0 gso=0", "virtio_rng"]
-    assert nodes["lib/modules/order"].data.decode().splitlines() == order
+    order = nodes["lib/modules/order"].data.decode().replace(".ko", "").splitlines()
+    assert order == [
+        "virtio_ring",
+        "virtio",
+        "virtio_pci",
+        "virtio_net csum=0 gso=0",
+        "virtio_rng",
+    ]
 
 
 def test_the_second_partition_reaches_to_the_end_of_any_disk() -> None:
