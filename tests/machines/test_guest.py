@@ -101,7 +101,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needed = [*PACKAGES, "genisoimage", "openssh-client", "qemu-system-x86"]
     if apt.missing(needed) and os.geteuid() != 0 and "CI" not in os.environ:
         pytest.skip(f"packages are missing: {apt.install_line(apt.missing(needed))}")
-    packages.ensure(needed, print)
+    apt.ensure(needed, print)
     return build(tmp_path_factory.mktemp("cache"))
 
 
