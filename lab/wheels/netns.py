@@ -315,7 +315,9 @@ def _release_forwarding(users: str, keep: Collection[str] = ()) -> None:
         # It fails while there is another user, or when another has done it.
         with contextlib.suppress(OSError):
             path.parent.rmdir()
-            if (_SYSCTL / device).exists():
+            # Whoever had the whole host forward in the meantime needs it.
+            everywhere = (_SYSCTL / "all" / "forwarding").read_text().strip() == "1"
+            if (_SYSCTL / device).exists() and not everywhere:
                 _sysctl(device, "0")
     with contextlib.suppress(OSError):
         _FORWARDING.rmdir()
