@@ -278,9 +278,23 @@ def test_guests_talk_again_after_everything_was_killed(worlds: tuple[World, Worl
     pytest.fail("the guest does not answer")
 
 
+def test_a_guest_finds_out_again_after_its_way_to_the_host_was_made_anew(
+    worlds: tuple[World, World],
+) -> None:
+    one, two = worlds
+    run("ip", "link", "delete", one.namespace.device)
+    assert one.namespace.create()
+    one.running["ovs-vswitchd"].kill()
+    one.running["ovs-vswitchd"].wait()
+    one.start("ovs-vswitchd")
+    one.ovn.wait()
+    with echo(two.guest):
+        assert ask(one.guest, two.floating) == one.floating
+
+
 def test_what_is_there_stays_when_the_namespace_is_made_again(worlds: tuple[World, World]) -> None:
     before = traces(worlds[0].state)
-    worlds[0].namespace.create()
+    assert not worlds[0].namespace.create()
     assert traces(worlds[0].state) == before
 
 
