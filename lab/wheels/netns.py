@@ -72,8 +72,16 @@ class Namespace:
         """The host's end of the way in, and the nftables table; an interface has 15 characters."""
         return prefix(self.state) + _digest(self.instance)
 
-    def create(self) -> None:
-        """Make it, or what it lacks.
+    @cached_property
+    def mac(self) -> str:
+        """The host's MAC address there, always the same: OVN's routers never forget one."""
+        digest = hashlib.sha256(self.name.encode()).digest()
+        return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+
+    def create(self) -> bool:
+        """Make it, or what it lacks; whether its way to the host is new.
+
+        Then a running ovs-vswitchd has to be restarted: it holds on to the former one.
 
         :raises LabError: when its range is taken, naming by whom, or when a command fails.
         """
@@ -86,12 +94,13 @@ class Namespace:
         if not path.exists():
             run("ip", "netns", "add", self.name)
         run("ip", "-n", self.name, "link", "set", "lo", "up")
-        self._connect()
+        new = self._connect()
         _sysctl(self.device, "1" if self.reach_peers or self.reach_outside else "0")
         ways_out = _ways_out() if self.reach_outside else set()
         for device in ways_out:
             _claim_forwarding(device, self.device)
         _release_forwarding(self.device, keep=ways_out)
+        return new
 
     def ruleset(self) -> str:
         """What nftables has to know: who may pass, and who leaves with the host's address."""
@@ -118,12 +127,13 @@ table ip {self.device} {{
 }}
 """
 
-    def _connect(self) -> None:
-        if not (_exists(self.device) and _exists(UPLINK, self.name)):
+    def _connect(self) -> bool:
+        new = not (_exists(self.device) and _exists(UPLINK, self.name))
+        if new:
             # One end alone leads into a namespace that had our name before.
             _delete_link(self.device)
             peer = ("peer", "name", UPLINK, "netns", self.name)
-            run("ip", "link", "add", self.device, "type", "veth", *peer)
+            run("ip", "link", "add", self.device, "address", self.mac, "type", "veth", *peer)
         run("ip", "link", "set", self.device, "alias", f"{self.instance} of {self.state}"[:255])
         # Without this the host would announce itself, and listen, at an IPv6 address there.
         run("ip", "link", "set", self.device, "addrgenmode", "none")
@@ -133,6 +143,7 @@ table ip {self.device} {{
         # OVS in userspace hands a packet on as it is: nobody would fill in the checksum that the
         # host's kernel leaves to its network card.
         transmit_checksums(self.device, on=False)
+        return new
 
     def _check_range(self) -> None:
         """Make sure that nobody else has the external range.
@@ -315,7 +326,9 @@ def _release_forwarding(users: str, keep: Collection[str] = ()) -> None:
         # It fails while there is another user, or when another has done it.
         with contextlib.suppress(OSError):
             path.parent.rmdir()
-            if (_SYSCTL / device).exists():
+            # Whoever had the whole host forward in the meantime needs it.
+            everywhere = (_SYSCTL / "all" / "forwarding").read_text().strip() == "1"
+            if (_SYSCTL / device).exists() and not everywhere:
                 _sysctl(device, "0")
     with contextlib.suppress(OSError):
         _FORWARDING.rmdir()

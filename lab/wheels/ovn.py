@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from lab import files
 from lab.errors import LabError
 from lab.wheels.netns import UPLINK, run
 
@@ -21,6 +22,7 @@ PACKAGES = ("iproute2", "nftables", "openvswitch-switch", "ovn-central", "ovn-ho
 #: Seconds that something may take to answer.
 PATIENCE = 60
 
+_EMULATOR = Path("/usr/bin/qemu-system-x86_64")
 _SCHEMAS = {
     "conf": Path("/usr/share/openvswitch/vswitch.ovsschema"),
     "nb": Path("/usr/share/ovn/ovn-nb.ovsschema"),
@@ -159,6 +161,20 @@ def _answers(path: Path) -> bool:
     """Whether somebody listens at the socket *path*."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(path)) == 0
+
+
+def make_emulator(directory: Path) -> None:
+    """Put a QEMU into *directory* whose guests finish their checksums themselves.
+
+    libvirt takes the first ``qemu-system-x86_64`` in its PATH. The card of a guest usually leaves
+    a checksum to whoever sends the packet on. Open vSwitch in userspace does not do that, and with
+    its ``userspace-tso-enable`` its NAT (3.1) still spoils such a checksum: another instance's
+    guests drop the packet.
+    """
+    path = directory / _EMULATOR.name
+    files.write(
+        path, f'#!/bin/sh\nexec {_EMULATOR} -global virtio-net-device.csum=off "$@"\n', 0o755
+    )
 
 
 def datapath() -> str:

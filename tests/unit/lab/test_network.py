@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from lab.errors import LabError
 from lab.wheels import netns
 from lab.wheels.netns import Namespace, prefix
-from lab.wheels.ovn import Ovn
+from lab.wheels.ovn import Ovn, make_emulator
 
 GATEWAY = ipaddress.IPv4Interface("172.24.7.1/24")
 LAB = Path("/srv/a lab/.lab")
@@ -72,3 +73,10 @@ def test_a_command_that_fails_is_named_with_what_it_says() -> None:
         netns.run("sh", "-c", "echo no >&2; exit 3")
     with pytest.raises(LabError, match="no-such-command is missing"):
         netns.run("no-such-command")
+
+
+def test_the_emulator_can_be_run_and_passes_its_arguments_on(tmp_path: Path) -> None:
+    make_emulator(tmp_path)
+    emulator = tmp_path / "qemu-system-x86_64"
+    assert os.access(emulator, os.X_OK)
+    assert emulator.read_text().endswith(' -global virtio-net-device.csum=off "$@"\n')
