@@ -203,13 +203,17 @@ class Supervisor:
     def stop_program(self, name: str) -> None:
         """Stop the program *name*; that it does not run is no error.
 
-        :raises SupervisionError: when it does not end.
+        :raises SupervisionError: when it does not end, or supervisord does not answer as it should.
         """
         try:
             self._rpc.stopProcess(name)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode not in (Faults.NOT_RUNNING, Faults.BAD_NAME):
                 raise SupervisionError(f"{name} does not stop: {fault.faultString}") from fault
+        except _ABSENT:
+            return
+        except _UNWELL as error:
+            raise self._unwell(error) from error
 
     def stop(self, first: Iterable[str]) -> None:
         """Stop the programs *first* side by side, then the others and supervisord.

@@ -42,13 +42,14 @@ def connect(layout: Layout) -> Connection:
 def create_accounts(layout: Layout) -> None:
     """Make the services' accounts, the user ``demo``, and the catalog.
 
-    A service's account has the role ``service`` in the project ``service`` and no other: the
-    vanilla policies of all services ask for no more.
+    A service's account has the role ``service`` in the project ``service``. The vanilla policies of
+    all services ask for no more, with one exception that its record explains.
     """
     identity = cast("IdentityProxy", connect(layout).identity)
     passwords = layout.spec.passwords
     roles = {role.name: role for role in identity.roles()}
-    service_role = roles.get("service") or identity.create_role(name="service")
+    if "service" not in roles:
+        roles["service"] = identity.create_role(name="service")
     project = _project(identity, "service")
     users = {user.name: user for user in identity.users()}
 
@@ -57,11 +58,13 @@ def create_accounts(layout: Layout) -> None:
             name=name, password=passwords[name], default_project_id=project.id
         )
 
-    def service_account(name: str) -> None:
-        user = account(name, project)
-        identity.assign_project_role_to_user(project, user, service_role)
-        # Earlier versions of the lab assigned it.
-        identity.unassign_project_role_from_user(project, user, roles["admin"])
+    def service_account(service: Service) -> None:
+        user = account(service.name, project)
+        for role in service.roles:
+            identity.assign_project_role_to_user(project, user, roles[role])
+        if "admin" not in service.roles:
+            # Earlier versions of the lab assigned it.
+            identity.unassign_project_role_from_user(project, user, roles["admin"])
 
     def demo() -> None:
         home = _project(identity, "demo")
@@ -84,7 +87,7 @@ def create_accounts(layout: Layout) -> None:
             )
 
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(service_account, one.name) for one in layout.services if one.account]
+        jobs = [pool.submit(service_account, one) for one in layout.services if one.account]
         # Keystone's own entry is made by its bootstrap.
         jobs += [pool.submit(catalog, one) for one in layout.services if one.type != "identity"]
         jobs.append(pool.submit(demo))

@@ -26,6 +26,7 @@ from lab import files, guest, processes
 from lab.errors import LabError
 from lab.wheels import netns
 from lab.wheels.layout import Layout
+from lab.wheels.ovn import make_emulator
 
 #: Debian packages with the hypervisor, its Python binding, and what nova calls for guests' disks.
 PACKAGES = (
@@ -75,6 +76,8 @@ def prepare(layout: Layout) -> None:
     own = layout.data / "libvirt"
     (own / "etc").mkdir(parents=True, exist_ok=True)
     files.write(own / "etc" / "qemu.conf", _QEMU_CONF)
+    layout.emulator.mkdir(exist_ok=True)
+    make_emulator(layout.emulator)
     if layout.libvirt.is_symlink():
         layout.libvirt.unlink()
     layout.libvirt.symlink_to(own)

@@ -144,7 +144,9 @@ class Instance:
 
     def _prepare_guests(self) -> None:
         """Make what guests and their network need."""
-        self.layout.namespace.create()
+        if self.layout.namespace.create():
+            # It would hold on to the end of the earlier way to the host.
+            self.supervisor.stop_program("ovs-vswitchd")
         self.layout.ovn.prepare()
         guests.prepare(self.layout)
         # It takes seconds, and nobody needs it before nova-compute.

@@ -134,6 +134,11 @@ class Layout:
         )
 
     @cached_property
+    def emulator(self) -> Path:
+        """The directory of the QEMU that libvirt finds (:func:`lab.wheels.ovn.make_emulator`)."""
+        return self.data / "bin"
+
+    @cached_property
     def libvirt(self) -> Path:
         """A short name for libvirt's own directory, ``data/libvirt``.
 
@@ -146,6 +151,7 @@ class Layout:
         return Template(text).substitute(
             etc=self.etc,
             run=self.run,
+            emulator=self.emulator,
             namespace=self.namespace.name if self.spec.hypervisor == "libvirt" else "",
             name=self.spec.name,
             endpoint=self.endpoint("identity"),

@@ -107,6 +107,8 @@ class Service:
     directories: tuple[str, ...] = ()
     #: Whether the service logs in to keystone with an account of its own name.
     account: bool = True
+    #: The roles of its account in the project ``service``.
+    roles: tuple[str, ...] = ("service",)
     #: The name of its fork server, where that is not its own name.
     kind: str = ""
 
@@ -325,7 +327,12 @@ _NOVA_WITH_LIBVIRT = replace(
             worker,
             entry="lab.wheels.compute:main",
             after=(*worker.after, "neutron-api"),
-            environment={"OPENSTACKOID_NAMESPACE": "$namespace", "OVS_RUNDIR": "$run/ovn"},
+            environment={
+                "OPENSTACKOID_NAMESPACE": "$namespace",
+                "OVS_RUNDIR": "$run/ovn",
+                # libvirt takes the first QEMU there.
+                "PATH": "$emulator:/usr/sbin:/usr/bin:/sbin:/bin",
+            },
             configuration="nova/nova-compute.conf",
             patience=15,
         )
@@ -350,6 +357,9 @@ _NEUTRON_WITH_OVN = replace(
         # It elects its first worker by a file that is named by the parent, here the fork server.
         "TMPDIR": "$run/neutron",
     },
+    # Neutron tells nova that a port is ready. Nova takes that from the role service, and then looks
+    # for the server among those of neutron's own project (server_external_events.py).
+    roles=("service", "admin"),
 )
 
 #: The services of an instance, by its hypervisor.
