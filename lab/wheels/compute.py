@@ -6,6 +6,7 @@ It is called like the instance, since a hypervisor's name is the name of its hos
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from lab.wheels import netns
 
@@ -15,7 +16,8 @@ def main() -> None:
 
     It is root already, so that it needs no daemon for what root may do (oslo.privsep): 80 MB less.
     """
-    netns.enter(os.environ["OPENSTACKOID_NAMESPACE"], os.environ["OPENSTACKOID_INSTANCE"])
+    etc = Path(os.environ["OPENSTACKOID_ETC"])
+    netns.enter(os.environ["OPENSTACKOID_NAMESPACE"], os.environ["OPENSTACKOID_INSTANCE"], etc)
 
     import nova.cmd.compute  # noqa: PLC0415 - of nova's fork server only
     import nova.privsep  # noqa: PLC0415

@@ -31,6 +31,9 @@ from lab.wheels.services import SERVICES
 #: Seconds without a child after which a fork server ends.
 IDLE = 10
 
+#: Seconds that a process has to clean up once its function has returned.
+_ENDING = 10
+
 _F_SETSIG = 10
 
 #: What each kind of fork server imports.
@@ -141,6 +144,11 @@ def _become(request: dict[str, Any], descriptors: list[int], connection: socket.
     except BaseException:
         traceback.print_exc()
     finally:
+        if os.getpid() == pid:
+            sys.stderr.write(f"{sys.argv[0]} ends with status {status}\n")
+        # A thread that does not end must not keep the process from it.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_ENDING)
         # A service forks workers of its own; only the process that was asked for reports.
         with contextlib.suppress(BaseException):
             atexit._run_exitfuncs()

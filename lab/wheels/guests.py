@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import grp
 import json
 import os
-import pwd
 import socket
 import subprocess
 import sys
@@ -44,8 +42,7 @@ PATIENCE = 10
 _KVM_PATIENCE = 10
 
 _BINDING = Path("/usr/lib/python3/dist-packages")
-# libvirt refuses to start without them, though nothing runs as this user here.
-_USER, _GROUPS = "libvirt-qemu", ("kvm", "libvirt-qemu")
+_USER, _GROUPS = "libvirt-qemu", ("libvirt-qemu", "kvm")
 _QEMU_CONF = """\
 # Guests run as root, in the network namespace that nova-compute is in.
 user = "root"
@@ -63,16 +60,7 @@ def prepare(layout: Layout) -> None:
     :raises LabError: when the Python binding does not fit, or a command fails.
     """
     _link_binding(layout.prefix)
-    for name in _GROUPS:
-        with contextlib.suppress(KeyError):
-            grp.getgrnam(name)
-            continue
-        netns.run("groupadd", "--system", "--force", name)
-    try:
-        pwd.getpwnam(_USER)
-    except KeyError:
-        nowhere = ("--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin")
-        netns.run("useradd", "--system", "--gid", "kvm", *nowhere, _USER)
+    _write_host_files(layout)
     own = layout.data / "libvirt"
     (own / "etc").mkdir(parents=True, exist_ok=True)
     files.write(own / "etc" / "qemu.conf", _QEMU_CONF)
@@ -81,6 +69,23 @@ def prepare(layout: Layout) -> None:
     if layout.libvirt.is_symlink():
         layout.libvirt.unlink()
     layout.libvirt.symlink_to(own)
+
+
+def _write_host_files(layout: Layout) -> None:
+    """Write what nova-compute sees instead of the host's own files in ``/etc``.
+
+    libvirt looks its host's name up, and refuses to start without a user and groups that Debian's
+    libvirt-daemon-system would make. Nothing runs as that user here.
+    """
+    texts = {
+        "hosts": f"127.0.0.1 localhost {layout.spec.name}\n",
+        "passwd": f"{_USER}:x:64055:64055::/nonexistent:/usr/sbin/nologin\n",
+        "group": "".join(f"{name}:x:{64055 + n}:\n" for n, name in enumerate(_GROUPS)),
+    }
+    (layout.etc / "host").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        host = Path("/etc", name)
+        files.write(layout.etc / "host" / name, (host.read_text() if host.exists() else "") + text)
 
 
 def _link_binding(prefix: Path) -> None:

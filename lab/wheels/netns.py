@@ -42,7 +42,7 @@ _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWNET = 0x40000000
 # sys/mount.h
-_MS_REC, _MS_SLAVE = 0x4000, 0x80000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 # 0.0.0.0/0, and the two halves of it that VPNs set in its place.
 _LONGEST_DEFAULT = 1
 
@@ -189,10 +189,11 @@ def remove(state: Path) -> None:
     _remove_mount()
 
 
-def enter(namespace: str, hostname: str) -> None:
+def enter(namespace: str, hostname: str, etc: Path | None = None) -> None:
     """Have this process, which must have one thread, live in *namespace* and be called *hostname*.
 
-    Its ``/sys`` shows the namespace's interfaces too, as with ``ip netns exec`` (ip-netns(8)).
+    It sees the files in the directory *etc* instead of those of their names in ``/etc``. Its
+    ``/sys`` shows the namespace's interfaces too, as with ``ip netns exec`` (ip-netns(8)).
 
     :raises LabError: when it has several threads: each would be in a world of its own.
     :raises OSError: when the namespace is missing, or we may not.
@@ -208,6 +209,11 @@ def enter(namespace: str, hostname: str) -> None:
     # Mounts come in from the host, and ours stay here.
     _check(libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None))
     _check(libc.mount(b"sysfs", b"/sys", b"sysfs", ctypes.c_ulong(0), None))
+    for path in etc.iterdir() if etc else ():
+        target = Path("/etc", path.name)
+        if target.exists():
+            source, place = os.fsencode(path), os.fsencode(target)
+            _check(libc.mount(source, place, None, ctypes.c_ulong(_MS_BIND), None))
 
 
 def transmit_checksums(device: str, *, on: bool) -> None:
