@@ -213,14 +213,14 @@ class Lab(_Part):
         for one in self.instances:
             if self.provider == "local" and not one.address.is_loopback:
                 raise ValueError(
-                    f"instances: {one.name}: {one.address} is no loopback address: the provider "
+                    f"instances: {one.name}: {one.address} is not a loopback address: the provider "
                     "local needs 127.x.y.z; for others, choose --provider vagrant or hosts"
                 )
         known = self.names
         for key, issuers in self.trust.items():
             for name in (key, *issuers):
                 if name not in known:
-                    raise ValueError(f"trust: {name!r} is no instance; known are {_listed(known)}")
+                    raise ValueError(f"trust: {name!r} is not an instance; known: {_listed(known)}")
         return self
 
     @property
@@ -236,7 +236,7 @@ class Lab(_Part):
         for one in self.instances:
             if one.name == name:
                 return one
-        raise LabError(f"unknown instance {name!r}: known are {_listed(self.names)}")
+        raise LabError(f"unknown instance {name!r}; known: {_listed(self.names)}")
 
     def peers(self, name: str) -> tuple[Instance, ...]:
         """All instances but *name*.
@@ -391,7 +391,7 @@ class _Loader(yaml.SafeLoader):
             seen = set()
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
-                    problem = f"the key {quoted(key.value)} stands twice, again"
+                    problem = f"the key {quoted(key.value)} appears twice, again"
                     raise yaml.MarkedYAMLError(None, None, problem, key.start_mark)
                 seen.add(key.value)
         return node
@@ -444,7 +444,7 @@ def _restricted(trust: object, names: set[str]) -> object:
 def _refuse_twice(key: str, what: str, values: list[str]) -> None:
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"{key}: the {what} {value!r} stands twice; each has to be different")
+            raise ValueError(f"{key}: the {what} {value!r} appears twice; each has to be different")
 
 
 def _listed(names: tuple[str, ...]) -> str:

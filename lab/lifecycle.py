@@ -155,7 +155,7 @@ class Lifecycle:
         host = next(host for host in self.hosts_up() if host.name == name)
         known = self.stack.logs(host)
         if service is not None and service not in known:
-            raise LabError(f"unknown service {service!r}: known are {', '.join(sorted(known))}")
+            raise LabError(f"unknown service {service!r}; known: {', '.join(sorted(known))}")
         lines = "+1" if service and not follow else "20"
         services = [service] if service else known
         return self.stack.log_command(host, services, lines=lines, follow=follow)

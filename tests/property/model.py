@@ -241,7 +241,7 @@ class _Step:
             if service not in self.here.services:
                 raise _Fault(400, f"unknown service type '{_shown(service)}' in scope")
         if len(dict(pairs)) < len(pairs):
-            raise _Fault(400, f"a service type stands twice in the scope in {place}")
+            raise _Fault(400, f"a service type appears twice in the scope in {place}")
         for _, instance in pairs:
             if not self.here.knows(instance):
                 raise _Fault(400, f"unknown instance '{_shown(instance)}' in scope")

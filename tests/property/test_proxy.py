@@ -244,7 +244,7 @@ def test_an_unknown_instance_is_refused_by_name(one: Client) -> None:
             "code": 400,
             "title": "Bad Request",
             "message": "unknown instance 'Nowhere' in scope: "
-            "known are InstanceOne, InstanceTwo, Three, Away",
+            "known: InstanceOne, InstanceTwo, Three, Away",
         }
     }
 
@@ -254,7 +254,7 @@ def test_an_unknown_service_type_is_refused_by_name(one: Client) -> None:
     assert answer.status == 400
     assert answer.json()["error"]["message"] == (
         "unknown service type 'glance' in scope: "
-        "known are compute, identity, image, network, placement"
+        "known: compute, identity, image, network, placement"
     )
 
 

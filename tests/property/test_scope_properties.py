@@ -52,7 +52,7 @@ def test_no_json_value_but_a_name_is_an_instance(value: object) -> None:
     try:
         scope = Scope.parse(json.dumps({"image": value}))
     except ScopeError as error:
-        assert "is no instance name" in str(error)
+        assert "is not an instance name" in str(error)
     else:
         assert scope["image"] == value
 

@@ -18,7 +18,7 @@ import yaml
 from openstackoid.osc import environment_scope
 from openstackoid.scope import Scope, decode_url_scope
 
-UNKNOWN = "unknown instance 'Nowhere' in scope: known are InstanceOne, InstanceTwo"
+UNKNOWN = "unknown instance 'Nowhere' in scope; known: InstanceOne, InstanceTwo"
 
 
 @dataclass(frozen=True)

@@ -59,19 +59,19 @@ def test_a_service_goes_by_type_alias_and_project(name: str, official: str) -> N
         ("imag=A", "unknown service type 'imag'"),
         ("=A", "unknown service type ''"),
         ('{"": "A"}', "unknown service type ''"),
-        ("image=", "'' is no instance name (for service 'image'"),
-        ("image=A=B", "'A=B' is no instance name"),
-        ("image=-A", "'-A' is no instance name"),
-        ("image=A/../B", "'A/../B' is no instance name"),
-        ("image=" + "A" * 65, "is no instance name"),
-        ('{"image": null}', "None is no instance name"),
-        ('{"image": 1}', "1 is no instance name"),
-        ('{"image": {"a": "b"}}', "is no instance name"),
-        ('{"image": ["A"]}', "['A'] is no instance name"),
-        ('{"image": "A", "image": "B"}', "'image' stands twice"),
-        ('{"image": "A", "glance": "A"}', "'image' stands twice"),
-        ("nova=A,compute=B", "'compute' stands twice"),
-        ("image=\N{LATIN SMALL LETTER E WITH ACUTE}", "is no instance name"),
+        ("image=", "'' is not an instance name (for service 'image'"),
+        ("image=A=B", "'A=B' is not an instance name"),
+        ("image=-A", "'-A' is not an instance name"),
+        ("image=A/../B", "'A/../B' is not an instance name"),
+        ("image=" + "A" * 65, "is not an instance name"),
+        ('{"image": null}', "None is not an instance name"),
+        ('{"image": 1}', "1 is not an instance name"),
+        ('{"image": {"a": "b"}}', "is not an instance name"),
+        ('{"image": ["A"]}', "['A'] is not an instance name"),
+        ('{"image": "A", "image": "B"}', "'image' appears twice"),
+        ('{"image": "A", "glance": "A"}', "'image' appears twice"),
+        ("nova=A,compute=B", "'compute' appears twice"),
+        ("image=\N{LATIN SMALL LETTER E WITH ACUTE}", "is not an instance name"),
     ],
 )
 def test_an_error_names_its_culprit(text: str, message: str) -> None:
@@ -175,7 +175,7 @@ def test_an_auth_url_with_a_broken_scope_is_refused(encoded: str) -> None:
 
 @pytest.mark.parametrize("url", ["//[::1/", "http://[::1", "http://]/v3", "//a℀\x1f"])
 def test_an_auth_url_that_is_no_url_is_named_in_one_line(url: str) -> None:
-    with pytest.raises(ScopeError, match="is no auth URL") as caught:
+    with pytest.raises(ScopeError, match="is not an auth URL") as caught:
         scoped_auth_url(url, Scope.parse("image=A"))
     assert repr(url) in str(caught.value)
     assert str(caught.value).isprintable()

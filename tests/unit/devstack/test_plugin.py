@@ -95,24 +95,24 @@ def test_settings_and_library_leave_tracing_as_it_was(devstack: DevStack) -> Non
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("OPENSTACKOID_NAME", "Instance One", "'Instance One' is no instance name"),
-        ("OPENSTACKOID_NAME", "-a", "'-a' is no instance name"),
-        ("OPENSTACKOID_PEERS", "InstanceTwo", "'InstanceTwo' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=192.168.56.12", "'Two=192.168.56.12' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=a:0", "'Two=a:0' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=a:65536", "'Two=a:65536' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=http://a:80", "is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", '"=a:1', "is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "*", "'*' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=a:1 Two=b:1", "Two stands twice"),
-        ("OPENSTACKOID_PEERS", "InstanceOne=other:1", "own name: give each instance a REGION_NAME"),
+        ("OPENSTACKOID_NAME", "Instance One", "'Instance One' is not an instance name"),
+        ("OPENSTACKOID_NAME", "-a", "'-a' is not an instance name"),
+        ("OPENSTACKOID_PEERS", "InstanceTwo", "'InstanceTwo' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=192.168.56.12", "'Two=192.168.56.12' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=a:0", "'Two=a:0' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=a:65536", "'Two=a:65536' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=http://a:80", "is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", '"=a:1', "is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "*", "'*' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=a:1 Two=b:1", "Two appears twice"),
+        ("OPENSTACKOID_PEERS", "InstanceOne=other:1", "own name: give each instance its own"),
         ("OPENSTACKOID_ISSUERS", "Three", "Three is not in OPENSTACKOID_PEERS"),
-        ("OPENSTACKOID_PORT", "http", "is no HOST:PORT"),
-        ("OPENSTACKOID_BIND", "*", "is no HOST:PORT"),
-        ("OPENSTACKOID_CONF_DIR", "etc", "'etc' is no absolute path"),
-        ("OPENSTACKOID_CONF_DIR", '/a"b', "is no absolute path"),
-        ("OPENSTACKOID_SERVICES", "image", "'image' is no TYPE=/PATH"),
-        ("OPENSTACKOID_SERVICES", "image=/a/b", "'image=/a/b' is no TYPE=/PATH"),
+        ("OPENSTACKOID_PORT", "http", "is not HOST:PORT"),
+        ("OPENSTACKOID_BIND", "*", "is not HOST:PORT"),
+        ("OPENSTACKOID_CONF_DIR", "etc", "'etc' is not an absolute path"),
+        ("OPENSTACKOID_CONF_DIR", '/a"b', "is not an absolute path"),
+        ("OPENSTACKOID_SERVICES", "image", "'image' is not TYPE=/PATH"),
+        ("OPENSTACKOID_SERVICES", "image=/a/b", "'image=/a/b' is not TYPE=/PATH"),
     ],
 )
 def test_a_bad_setting_ends_the_run_before_anything_is_installed(
@@ -140,7 +140,7 @@ def test_what_only_the_package_can_judge_names_the_settings(devstack: DevStack) 
     devstack.local_conf["OPENSTACKOID_SERVICES"] = "identity=/identity glance=/image"
     run = devstack.run("stack pre-install", "stack install")
     assert run.status != 0
-    assert "'glance' is no official service type" in run.error
+    assert "'glance' is not an official service type" in run.error
     assert "OPENSTACKOID_*" in run.error
     assert run.called("run_process") == []
 

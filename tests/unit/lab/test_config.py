@@ -131,7 +131,7 @@ def test_choices_are_kept_until_they_are_removed(tmp_path: Path) -> None:
 
 
 def test_an_unknown_instance_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="unknown instance 'C': known are A, B"):
+    with pytest.raises(LabError, match="unknown instance 'C'; known: A, B"):
         described(tmp_path, TWO).peers("C")
 
 
@@ -159,8 +159,8 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         (TWO + "flavors: [{name: x, vcpus: 0, ram: 1, disk: 1}]\n", r"flavors.0.vcpus: .*greater"),
         (TWO + "flavors: [{name: x, vcpus: 1, disk: 1}]\n", r"'flavors.0.ram' is missing: allowed"),
         (TWO + "networks: [{name: x, cidr: 10.0.0.1/26}]\n", r"networks.0.cidr: .*IPv4 network"),
-        (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is no instance; known are A, B"),
-        (TWO + "trust: {Z: []}\n", r"trust: 'Z' is no instance; known are A, B"),
+        (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is not an instance; known: A, B"),
+        (TWO + "trust: {Z: []}\n", r"trust: 'Z' is not an instance; known: A, B"),
         ("instances: []\n", r"instances: .*at least 1"),
         ("provider: local\n", r"the key 'instances' is missing"),
         ("instances: [{name: A, address: nowhere}]\n", r"instances.0.address: .*IPv4"),
@@ -169,11 +169,11 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         ("instances: [{name: shared, address: 127.0.1.1}]\n", r"'shared' is a name that the lab"),
         (
             "instances: [{name: A, address: 127.0.1.1}, {name: a, address: 127.0.2.1}]\n",
-            r"the name 'a' stands twice",
+            r"the name 'a' appears twice",
         ),
         (
             "instances: [{name: A, address: 127.0.1.1}, {name: B, address: 127.0.1.1}]\n",
-            r"the address '127.0.1.1' stands twice",
+            r"the address '127.0.1.1' appears twice",
         ),
         ("instances: [{name: A}]\n", r"the key 'instances.0.address' is missing"),
         (TWO + "addresses: {local: 127.0.1.1}\n", r"addresses.local: '127.0.1.1' is no pattern"),
@@ -200,8 +200,8 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         ("a: &a [1]\nb: *a\n", r"no YAML: alias \*a \(write out what it stands for\) in line 2"),
         ("&a [*a]\n", r"alias \*a"),
         ("&a {<<: *a}\n", r"alias \*a"),
-        ("provider: local\n" * 2, r"the key 'provider' stands twice, again in line 2"),
-        (TWO + "image:\n  name: x\n  name: y\n", r"the key 'name' stands twice, again in line 4"),
+        ("provider: local\n" * 2, r"the key 'provider' appears twice, again in line 2"),
+        (TWO + "image:\n  name: x\n  name: y\n", r"the key 'name' appears twice, again in line 4"),
         (TWO + "provider: {a: b}\n", r"provider: {'a': 'b'} is not allowed; use 'auto'"),
         (TWO + "provider: [local]\n", r"provider: \['local'\] is not allowed; use 'auto'"),
         (TWO + "provider: []\n", r"provider: \[\] is not allowed; use 'auto'"),
@@ -245,7 +245,7 @@ def test_a_machine_has_no_more_than_there_is(tmp_path: Path, key: str, most: int
 @pytest.mark.parametrize("address", ["8.8.8.8", "10.1.2.3", "192.168.56.11"])
 def test_the_provider_local_has_loopback_addresses_only(tmp_path: Path, address: str) -> None:
     text = f"instances: [{{name: A, address: {address}}}]\n"
-    with pytest.raises(LabError, match=rf"A: {address} is no loopback address: .*127\.x\.y\.z"):
+    with pytest.raises(LabError, match=rf"A: {address} is not a loopback address: .*127\.x\.y\.z"):
         described(tmp_path, text, Choices(provider="local"))
     assert described(tmp_path, text, Choices(provider="hosts")).names == ("A",)
 

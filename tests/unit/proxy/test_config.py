@@ -32,9 +32,9 @@ def proxy(**changes: Any) -> Proxy:  # noqa: ANN401
     "name", ["", "a b", "a\nbind *:80", "a'b", 'a"b', "a#b", "a/b", "é", "-a", "x" * 65, "a%b"]
 )
 def test_a_name_that_could_inject_configuration_is_refused(name: str) -> None:
-    with pytest.raises(ProxyError, match="is no instance name"):
+    with pytest.raises(ProxyError, match="is not an instance name"):
         Peer(name, "127.0.2.1:8888")
-    with pytest.raises(ProxyError, match="is no instance name"):
+    with pytest.raises(ProxyError, match="is not an instance name"):
         proxy(name=name)
 
 
@@ -43,7 +43,7 @@ def test_a_name_that_could_inject_configuration_is_refused(name: str) -> None:
     ["", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "a b:1", "a:1\n", "::1:80", "é:1"],
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(ProxyError, match="is no address"):
+    with pytest.raises(ProxyError, match="is not an address"):
         Peer("Two", address)
 
 
@@ -59,7 +59,7 @@ def test_a_path_of_more_or_less_than_one_element_is_refused(prefix: str) -> None
 
 
 def test_a_project_is_no_service_type() -> None:
-    with pytest.raises(ProxyError, match="'glance' is no official service type"):
+    with pytest.raises(ProxyError, match="'glance' is not an official service type"):
         Service("glance", "/image", "http://127.0.1.1:9292")
 
 
@@ -67,17 +67,17 @@ def test_a_project_is_no_service_type() -> None:
     "url", ["127.0.1.1:1", "ftp://a:1", "http://a:1/b", "http://a", "http://u@a:1"]
 )
 def test_a_url_is_scheme_host_and_port(url: str) -> None:
-    with pytest.raises(ProxyError, match="is no address"):
+    with pytest.raises(ProxyError, match="is not an address"):
         Service("image", "/image", url)
 
 
 def test_an_issuer_has_to_be_a_peer() -> None:
-    with pytest.raises(ProxyError, match="issuer 'Two' is no peer of 'One'"):
+    with pytest.raises(ProxyError, match="issuer 'Two' is not a peer of 'One'"):
         proxy(issuers=("Two",))
 
 
 def test_a_name_stands_for_one_instance_only() -> None:
-    with pytest.raises(ProxyError, match='instance "One" stands twice'):
+    with pytest.raises(ProxyError, match='instance "One" appears twice'):
         proxy(peers=(Peer("One", "127.0.2.1:8888"),))
 
 
@@ -131,23 +131,23 @@ def test_what_haproxy_refuses_is_said_in_its_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("1" * 5000, "is no JSON"),
-        (b"\xff", "is no JSON"),
-        ("[]", "description is a JSON object, not []"),
-        ("true", "description is a JSON object, not True"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("1" * 5000, "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ("[]", "description must be a JSON object, not []"),
+        ("true", "description must be a JSON object, not True"),
         ("{}", "description has no 'name'"),
-        (json.dumps({**DESCRIPTION, "colour": 1}), "description has the unknown key 'colour'"),
+        (json.dumps({**DESCRIPTION, "colour": 1}), "description: unknown key 'colour'"),
         (json.dumps({**DESCRIPTION, "peers": [{"name": "x"}]}), "peers.0 has no 'address'"),
-        (json.dumps({**DESCRIPTION, "name": "a b"}), "is no instance name"),
-        (json.dumps({**DESCRIPTION, "issuers": "InstanceTwo"}), "issuers is a JSON array"),
-        (json.dumps({**DESCRIPTION, "issuers": [2]}), "issuers.0 is a string, not 2"),
-        (json.dumps({**DESCRIPTION, "threads": True}), "threads is a number, not True"),
-        (json.dumps({**DESCRIPTION, "metrics": False}), "metrics is a string, not False"),
-        (json.dumps({**DESCRIPTION, "bind": None}), "bind is a string, not None"),
-        (json.dumps({**DESCRIPTION, "peers": None}), "peers is a JSON array, not None"),
-        (json.dumps({**DESCRIPTION, "peers": ["x"]}), "peers.0 is a JSON object, not 'x'"),
+        (json.dumps({**DESCRIPTION, "name": "a b"}), "is not an instance name"),
+        (json.dumps({**DESCRIPTION, "issuers": "InstanceTwo"}), "issuers must be a JSON array"),
+        (json.dumps({**DESCRIPTION, "issuers": [2]}), "issuers.0 must be a string, not 2"),
+        (json.dumps({**DESCRIPTION, "threads": True}), "threads must be a number, not True"),
+        (json.dumps({**DESCRIPTION, "metrics": False}), "metrics must be a string, not False"),
+        (json.dumps({**DESCRIPTION, "bind": None}), "bind must be a string, not None"),
+        (json.dumps({**DESCRIPTION, "peers": None}), "peers must be a JSON array, not None"),
+        (json.dumps({**DESCRIPTION, "peers": ["x"]}), "peers.0 must be a JSON object, not 'x'"),
     ],
 )
 def test_a_wrong_description_ends_in_one_line(text: str | bytes, error: str) -> None:
@@ -162,7 +162,7 @@ def test_a_wrong_description_ends_in_one_line(text: str | bytes, error: str) -> 
 def test_a_service_with_a_url_that_is_none_is_named(url: str) -> None:
     description = copy.deepcopy(DESCRIPTION)
     description["services"][0]["url"] = url
-    with pytest.raises(ProxyError, match=r"services\.0\.url: '.*' is no URL"):
+    with pytest.raises(ProxyError, match=r"services\.0\.url: '.*' is not a URL"):
         read_description(json.dumps(description))
 
 
