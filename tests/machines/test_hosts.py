@@ -65,7 +65,7 @@ def test_machines_whose_keys_nobody_knows_are_refused_and_the_ways_out_are_said(
     said = lab.error("up", "--no-attach")
     for address in ADDRESSES.values():
         way_out = f"`ssh -o BatchMode=yes vagrant@{address}`"
-        assert f"not found in known_hosts; see whether {way_out} gets in" in said
+        assert f"not found in known_hosts; check that {way_out} logs in" in said
 
 
 def test_a_lab_on_existing_machines_lives_from_nothing_to_nothing(lab: Clone) -> None:
@@ -94,8 +94,8 @@ def test_a_machine_with_a_user_stack_of_somebody_elses_is_left_alone(lab: Clone)
     lab.run("docker", "exec", "InstanceTwo", "useradd", "--create-home", "stack")
     before = everything(lab, "InstanceTwo")
     assert lab.error("up", "--no-attach", "InstanceTwo") == (
-        "error: InstanceTwo: the machine has a user stack already, which this lab did not make: "
-        "take another machine, or remove that"
+        "error: InstanceTwo: the machine already has a user stack, not made by this lab: "
+        "use another machine, or remove that"
     )
     lab.setup_env("destroy")
     assert everything(lab, "InstanceTwo") == before

@@ -193,7 +193,8 @@ def test_other_instances_come_in_as_a_user_who_is_made_there(root: Path, up: Up)
 
 def test_a_failed_stack_sh_says_where_and_is_run_again(root: Path, up: Up) -> None:
     up.machine.answers["sudo systemd-run"] = None
-    with pytest.raises(LabError, match=r"status 1 at “stack.sh”: ./setup-env.py logs InstanceOne"):
+    failure = r"status 1 at “stack.sh”: see ./setup-env.py logs InstanceOne"
+    with pytest.raises(LabError, match=failure):
         up(describe(root))
     up.machine.answers["sudo systemd-run"] = STACKED
     up(describe(root))
@@ -246,5 +247,5 @@ def test_up_waits_for_workers_that_have_not_reported_since_they_started(
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(devstack, "_PATIENCE", 0)
     up.machine.answers[listing] = json.dumps([row])
-    with pytest.raises(LabError, match="no word for 0 s from nova-compute"):
+    with pytest.raises(LabError, match="nova-compute did not report for 0 s"):
         up(lab)

@@ -82,14 +82,14 @@ def test_auto_is_local_where_vagrant_does_not_work_and_says_why(
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     machines = "vagrant: {box: x, cpus: 1, memory: 512}\n"
     lab = described(tmp_path, TWO + machines, decide=decide)
-    assert (lab.provider, lab.because) == ("local", "there is no Vagrant")
+    assert (lab.provider, lab.because) == ("local", "Vagrant is not installed")
 
     (tmp_path / "bin/vagrant").write_text("#!/bin/sh\n")
     (tmp_path / "bin/vagrant").chmod(0o755)
     lab = described(tmp_path, TWO + machines, decide=decide)
     assert (lab.provider, lab.because) == (
         "local",
-        "Vagrant is here, but neither virtualbox nor libvirt works",
+        "Vagrant is installed, but neither virtualbox nor libvirt works",
     )
 
 
@@ -131,7 +131,7 @@ def test_choices_are_kept_until_they_are_removed(tmp_path: Path) -> None:
 
 
 def test_an_unknown_instance_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="unknown instance 'C'; known: A, B"):
+    with pytest.raises(LabError, match="unknown instance 'C': known are A, B"):
         described(tmp_path, TWO).peers("C")
 
 
@@ -151,16 +151,16 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TWO + "stak: wheels\n", r"unknown key 'stak': allowed are provider, stack, instances"),
+        (TWO + "stak: wheels\n", r"unknown key 'stak'; allowed keys: provider, stack, instances"),
         (TWO + "provider: aws\n", r"provider: 'aws' is not allowed; use 'auto', 'local'"),
         (TWO + "root: /\n", r"unknown key 'root'"),
-        (TWO + "image: {nam: x}\n", r"unknown key 'image.nam': allowed are name, url"),
+        (TWO + "image: {nam: x}\n", r"unknown key 'image.nam'; allowed keys: name, url"),
         (TWO + "image: {url: nonsense}\n", r"image.url: .*URL"),
         (TWO + "flavors: [{name: x, vcpus: 0, ram: 1, disk: 1}]\n", r"flavors.0.vcpus: .*greater"),
-        (TWO + "flavors: [{name: x, vcpus: 1, disk: 1}]\n", r"'flavors.0.ram' is missing: allowed"),
+        (TWO + "flavors: [{name: x, vcpus: 1, disk: 1}]\n", r"'flavors.0.ram' is missing; allowed"),
         (TWO + "networks: [{name: x, cidr: 10.0.0.1/26}]\n", r"networks.0.cidr: .*IPv4 network"),
-        (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is not an instance; known: A, B"),
-        (TWO + "trust: {Z: []}\n", r"trust: 'Z' is not an instance; known: A, B"),
+        (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is no instance; known are A, B"),
+        (TWO + "trust: {Z: []}\n", r"trust: 'Z' is no instance; known are A, B"),
         ("instances: []\n", r"instances: .*at least 1"),
         ("provider: local\n", r"the key 'instances' is missing"),
         ("instances: [{name: A, address: nowhere}]\n", r"instances.0.address: .*IPv4"),
@@ -176,28 +176,34 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
             r"the address '127.0.1.1' appears twice",
         ),
         ("instances: [{name: A}]\n", r"the key 'instances.0.address' is missing"),
-        (TWO + "addresses: {local: 127.0.1.1}\n", r"addresses.local: '127.0.1.1' is no pattern"),
-        (TWO + "addresses: {local: 127.%d.%d.1}\n", r"addresses.local: .* is no pattern"),
-        (TWO + "vagrant: {box: x, cpus: 1}\n", r"the key 'vagrant.memory' is missing: allowed"),
+        (
+            TWO + "addresses: {local: 127.0.1.1}\n",
+            r"addresses.local: '127.0.1.1' is not an address pattern",
+        ),
+        (
+            TWO + "addresses: {local: 127.%d.%d.1}\n",
+            r"addresses.local: .* is not an address pattern",
+        ),
+        (TWO + "vagrant: {box: x, cpus: 1}\n", r"the key 'vagrant.memory' is missing; allowed"),
         (
             TWO + "vagrant: {box: x, cpus: 1, memory: 512, provider: xen}\n",
             r"vagrant.provider: 'xen' is not allowed; use 'virtualbox'",
         ),
-        (TWO + "devstack: {settings: {a b: 1}}\n", r"'a b' is no variable"),
+        (TWO + "devstack: {settings: {a b: 1}}\n", r"'a b' is not a variable"),
         (TWO + "mirrors: {pip: nonsense}\n", r"mirrors.pip: .*URL"),
         (
             "instances: [{name: A, address: 192.0.2.1, ssh: '-oProxyCommand=x'}]\n",
-            r"instances.0.ssh: .* is no place for ssh: write \[USER@\]HOST",
+            r"instances.0.ssh: .* is not a target for ssh: write \[USER@\]HOST",
         ),
-        ("a: [\nb: ]]\n", r"no YAML: .* in line 2"),
-        ("a: !!bool x\n", r"no YAML: 'x' does not fit .*bool in line 1"),
-        ('a: !!int ""\n', r"no YAML: '' does not fit .*int in line 1"),
-        ("a: !!float x\n", r"no YAML: 'x' does not fit .*float in line 1"),
-        ("a: !!timestamp x\n", r"no YAML: 'x' does not fit .*timestamp in line 1"),
-        ("a: 2026-99-99\n", r"no YAML: '2026-99-99' does not fit .*timestamp in line 1"),
-        (f"a: {'1' * 5000}\n", r"no YAML: '1+\.\.\.1+' does not fit .*int in line 1"),
+        ("a: [\nb: ]]\n", r"not YAML: .* in line 2"),
+        ("a: !!bool x\n", r"not YAML: 'x' does not fit .*bool in line 1"),
+        ('a: !!int ""\n', r"not YAML: '' does not fit .*int in line 1"),
+        ("a: !!float x\n", r"not YAML: 'x' does not fit .*float in line 1"),
+        ("a: !!timestamp x\n", r"not YAML: 'x' does not fit .*timestamp in line 1"),
+        ("a: 2026-99-99\n", r"not YAML: '2026-99-99' does not fit .*timestamp in line 1"),
+        (f"a: {'1' * 5000}\n", r"not YAML: '1+\.\.\.1+' does not fit .*int in line 1"),
         ("[" * 3000, r"brackets are too deep"),
-        ("a: &a [1]\nb: *a\n", r"no YAML: alias \*a \(write out what it stands for\) in line 2"),
+        ("a: &a [1]\nb: *a\n", r"not YAML: alias \*a \(write its value instead\) in line 2"),
         ("&a [*a]\n", r"alias \*a"),
         ("&a {<<: *a}\n", r"alias \*a"),
         ("provider: local\n" * 2, r"the key 'provider' appears twice, again in line 2"),
@@ -209,9 +215,9 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         (TWO + "stack: {a: b}\n", r"stack: {'a': 'b'} is not allowed; use 'wheels'"),
         (TWO + "stack: [wheels]\n", r"stack: \['wheels'\] is not allowed; use 'wheels'"),
         (TWO + 'trust: {"a\\nb": 1}\n', r"'trust.a\\nb': .*tuple"),
-        ("? [a]\n: b\n", r"no YAML: found unhashable key in line 1"),
-        ("- a\n", r"allowed are provider"),
-        ("", r"allowed are provider"),
+        ("? [a]\n: b\n", r"not YAML: found unhashable key in line 1"),
+        ("- a\n", r"allowed keys: provider"),
+        ("", r"allowed keys: provider"),
     ],
 )
 def test_an_error_names_the_key_and_what_is_allowed(tmp_path: Path, text: str, said: str) -> None:
@@ -245,7 +251,7 @@ def test_a_machine_has_no_more_than_there_is(tmp_path: Path, key: str, most: int
 @pytest.mark.parametrize("address", ["8.8.8.8", "10.1.2.3", "192.168.56.11"])
 def test_the_provider_local_has_loopback_addresses_only(tmp_path: Path, address: str) -> None:
     text = f"instances: [{{name: A, address: {address}}}]\n"
-    with pytest.raises(LabError, match=rf"A: {address} is not a loopback address: .*127\.x\.y\.z"):
+    with pytest.raises(LabError, match=rf"A: {address} is no loopback address: .*127\.x\.y\.z"):
         described(tmp_path, text, Choices(provider="local"))
     assert described(tmp_path, text, Choices(provider="hosts")).names == ("A",)
 
@@ -256,7 +262,7 @@ def test_the_provider_local_has_loopback_addresses_only(tmp_path: Path, address:
 )
 def test_an_address_of_no_host_is_refused(tmp_path: Path, provider: str, address: str) -> None:
     text = f"instances: [{{name: A, address: {address}}}]\nprovider: {provider}\n"
-    with pytest.raises(LabError, match=r"instances.0.address: .* is the address of no host"):
+    with pytest.raises(LabError, match=r"instances.0.address: .* cannot be the address of a host"):
         described(tmp_path, text)
 
 

@@ -102,7 +102,7 @@ def test_a_hypervisor_that_answers_is_found_and_one_that_fails_is_not(programs: 
     put(programs, "vagrant")
     put(programs, "docker", "exit 1")
     assert hypervisors.find("docker") == hypervisors.Finding(
-        False, "Vagrant is here, but docker does not work"
+        False, "Vagrant is installed, but docker does not work"
     )
     put(programs, "docker")
     assert hypervisors.find("docker").usable
