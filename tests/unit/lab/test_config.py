@@ -1,4 +1,4 @@
-"""lab.yaml: what it says, and what is said about a wrong one."""
+"""lab.yaml: its meaning, and the errors for a wrong one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def described(
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A short path, as pytest's own may be too long for sockets."""
+    """A short path: pytest's own may be too long for sockets."""
     with tempfile.TemporaryDirectory(prefix="oid-", dir="/tmp") as directory:
         yield Path(directory)
 
@@ -75,7 +75,7 @@ def test_the_nth_instance_without_an_address_gets_the_providers_nth(tmp_path: Pa
     assert addresses("vagrant") == ["192.0.2.11", "127.9.9.9", "192.0.2.13"]
 
 
-def test_auto_is_local_where_vagrant_does_not_work_and_says_why(
+def test_auto_is_local_if_vagrant_does_not_work_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
@@ -239,7 +239,7 @@ def test_a_flavor_has_to_fit_into_novas_columns(tmp_path: Path, key: str) -> Non
 
 
 @pytest.mark.parametrize(("key", "most"), [("cpus", 1024), ("memory", 2**24)])
-def test_a_machine_has_no_more_than_there_is(tmp_path: Path, key: str, most: int) -> None:
+def test_the_size_of_a_machine_is_bounded(tmp_path: Path, key: str, most: int) -> None:
     machine = {"box": "x", "cpus": 1, "memory": 512, key: 10**20}
     instance = {"name": "A", "address": "127.0.1.1", key: 10**20}
     with pytest.raises(LabError, match=rf"vagrant.{key}: .*less than or equal to {most}"):
@@ -260,19 +260,21 @@ def test_the_provider_local_has_loopback_addresses_only(tmp_path: Path, address:
 @pytest.mark.parametrize(
     "address", ["0.0.0.0", "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255", "0", "true"]
 )
-def test_an_address_of_no_host_is_refused(tmp_path: Path, provider: str, address: str) -> None:
+def test_an_address_that_no_host_can_have_is_refused(
+    tmp_path: Path, provider: str, address: str
+) -> None:
     text = f"instances: [{{name: A, address: {address}}}]\nprovider: {provider}\n"
     with pytest.raises(LabError, match=r"instances.0.address: .* cannot be the address of a host"):
         described(tmp_path, text)
 
 
-def test_trust_that_is_no_list_of_names_is_refused_beside_a_number(tmp_path: Path) -> None:
+def test_trust_that_is_not_a_list_of_names_is_refused_with_a_number(tmp_path: Path) -> None:
     text = "addresses: {local: 127.0.%d.1}\ntrust: {InstanceOne: [[]]}\n"
     with pytest.raises(LabError, match=r"trust.InstanceOne.0: .*string"):
         described(tmp_path, text, Choices(number=1))
 
 
-def test_choices_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+def test_unreadable_choices_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "choices.json").write_bytes(b"\xff")
     assert Choices.of(tmp_path) == Choices()
 
