@@ -113,7 +113,7 @@ class Supervisor:
             self._rpc.addProcessGroup(name)
 
     def stop_leftovers(self) -> None:
-        """Stop another supervisord with this configuration, and the programs that it left.
+        """Stop the leftovers of another supervisord with this configuration, alive or dead.
 
         :raises SupervisionError: when something survives even a kill.
         """

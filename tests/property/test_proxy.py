@@ -243,7 +243,7 @@ def test_an_unknown_instance_is_refused_by_name(one: Client) -> None:
         "error": {
             "code": 400,
             "title": "Bad Request",
-            "message": "unknown instance 'Nowhere' in scope: "
+            "message": "unknown instance 'Nowhere' in scope; "
             "known: InstanceOne, InstanceTwo, Three, Away",
         }
     }
@@ -253,7 +253,7 @@ def test_an_unknown_service_type_is_refused_by_name(one: Client) -> None:
     answer = one.send("GET", "/image/v2", (("X-Scope", '{"glance": "InstanceTwo"}'),))
     assert answer.status == 400
     assert answer.json()["error"]["message"] == (
-        "unknown service type 'glance' in scope: "
+        "unknown service type 'glance' in scope; "
         "known: compute, identity, image, network, placement"
     )
 
