@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Several real OpenStacks side by side, from one command: try `./setup-env.py --help`."""
 
-# This file stays readable for every Python, so that an old one can say what is wrong.
+# Every Python can parse this file, so that an old one can say what is wrong.
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036

@@ -1,11 +1,11 @@
-"""What a peer that hangs costs local requests, on the running lab of two instances.
+"""Measure the cost of a hanging peer for local requests, on the running lab of two instances.
 
-``python benchmarks/hung_peer.py`` needs ``./setup-env.py up --no-attach`` first. It measures local
-``image list`` requests of InstanceOne, undisturbed and then with InstanceTwo's proxy stopped
-(SIGSTOP: it accepts connections and answers nothing) while 50 requests a second come in with tokens
-that InstanceTwo is said to have issued. It starts to measure before the proxy is stopped, so that
-the seconds until it is known to hang count. Aim: p99 at most five times the undisturbed one, no
-failure.
+Run ``./setup-env.py up --no-attach``, then ``python benchmarks/hung_peer.py``. It measures local
+``image list`` requests of InstanceOne, first undisturbed, then with InstanceTwo's proxy stopped
+(SIGSTOP: it accepts connections and answers nothing). Meanwhile, 50 requests a second arrive with
+tokens that claim InstanceTwo as their issuer. The measurement starts before the proxy is stopped,
+so it includes the seconds until the hang is detected. Aim: p99 at most five times the undisturbed
+one, no failure.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _get(url: str, token: str) -> int:
 
 
 def _measure(url: str, token: str, seconds: float) -> tuple[list[float], int]:
-    """The milliseconds of each request, one after another, and how many failed."""
+    """The milliseconds of sequential requests, and how many failed."""
     times, failed = [], 0
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -84,7 +84,7 @@ def _measure(url: str, token: str, seconds: float) -> tuple[list[float], int]:
 
 @contextlib.contextmanager
 def _stopped(address: str) -> Iterator[None]:
-    """Stop the HAProxy that listens at *address* a second from now, and let it go on at the end."""
+    """Stop the HAProxy that listens at *address* after one second, and resume it at the end."""
     found = {
         process.pid
         for process in psutil.process_iter(["name"])
@@ -110,7 +110,7 @@ def _stopped(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _attacked(url: str) -> Iterator[None]:
-    """Requests with foreign tokens that are none, each with another one."""
+    """Send requests with invalid foreign tokens, each with a different one."""
     done = threading.Event()
 
     def attack() -> None:

@@ -1,13 +1,13 @@
-"""What a scope costs: requests/s of the scope-aware proxy against a plain HAProxy.
+"""Measure the cost of scopes: requests/s of the scope-aware proxy and of a plain HAProxy.
 
 ``python benchmarks/proxy.py`` needs haproxy and wrk. It starts a backend that answers at once, a
 plain pass-through HAProxy and ours, all on loopback, with one thread each, the same global
-settings and a log line for each request. Each of them is loaded in turn, round after round, so
-that a slow moment of the machine hits all alike. Each round starts them anew: a HAProxy whose heap
-happens to lie badly returns buffers to the system and asks for them again as long as it runs, which
-can cost it 15 %. The ratios are medians of the rounds' ratios.
-The last column divides by the CPU time of the proxy alone: other work on the machine, which takes
-from the rate, hardly shows in it.
+settings and a log line for each request. Each round loads them in turn, so that a slow moment of
+the machine affects all alike. Each round also restarts them: with an unlucky heap layout, a HAProxy
+keeps returning buffers to the system and allocating them again, which can cost 15 %. The ratios are
+medians of the rounds' ratios.
+The last column divides by the CPU time of the proxy alone: other work on the machine lowers the
+rate, but hardly affects this column.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ backend service
 
 @dataclass(frozen=True)
 class Load:
-    """Something to measure: what it is called, where it listens, and each request's headers."""
+    """Something to measure: its name, its address and process, and the headers of each request."""
 
     name: str
     address: str
@@ -85,7 +85,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Round:
-    """What one run of wrk gave: requests/s, latencies, and requests per second of proxy's CPU."""
+    """The results of one run of wrk: requests/s, latencies, and requests per CPU second."""
 
     rate: float
     p50: str

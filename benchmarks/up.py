@@ -1,11 +1,11 @@
-"""How long a newcomer waits, and how much memory a lab takes.
+"""Measure how long a newcomer waits, and how much memory a lab takes.
 
-``python benchmarks/up.py`` copies the repository to a new directory, without ``.venv`` and without
-``.lab``, and measures there, side by side in one run: *cold*, from ``./setup-env.py up`` to the
-first server that is made across instances, and *warm*, the same after ``halt``. Debian's packages
-are present. The lab gets addresses of its own, so that another one may run; on a machine that does
-other work the times mean little. In between, the memory of all processes of the lab is summed up
-as PSS (each page divided by the processes that share it) and divided by the instances.
+``python benchmarks/up.py`` copies the repository to a new directory, without ``.venv`` and
+``.lab``. One run there measures *cold*, from ``./setup-env.py up`` to the first server made across
+instances, and *warm*, the same after ``halt``. Debian's packages must be present. The lab gets its
+own addresses, so another lab may run at the same time; but on a busy machine the times mean little.
+In between, it adds up the memory of all processes of the lab as PSS (each page divided by the
+processes that share it), and divides the sum by the instances.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STEP = re.compile(r"^(?P<who>\S+) +(?P<title>.+?) +✔ +(?P<seconds>[\d.]+) s$",
 
 
 def clone(directory: Path) -> None:
-    """Copy what git knows of the repository, and move its lab to other addresses."""
+    """Copy the files that git does not ignore, and move the lab to other addresses."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -51,7 +51,7 @@ def clone(directory: Path) -> None:
 
 
 def run(directory: Path, *arguments: str) -> str:
-    """What ``./setup-env.py ARGUMENTS…`` writes there; it has to succeed."""
+    """The output of ``./setup-env.py ARGUMENTS…`` there, which has to succeed."""
     environment = {**os.environ, "OPENSTACKOID_TMUX_SOCKET": f"benchmark-{os.getpid()}"}
     done = subprocess.run(
         [str(directory / "setup-env.py"), *arguments],
@@ -68,7 +68,7 @@ def run(directory: Path, *arguments: str) -> str:
 
 
 def first_server(directory: Path, name: str) -> tuple[float, float, dict[str, float]]:
-    """Seconds until ``up`` is done and until a server is ACTIVE; and the slowest of each step."""
+    """Seconds until ``up`` ends and until a server is ACTIVE, and the longest time of each step."""
     started = time.monotonic()
     output = run(directory, "up", "--no-attach")
     up = time.monotonic() - started

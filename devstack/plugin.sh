@@ -1,7 +1,7 @@
 #!/bin/bash
 #
 # devstack/plugin.sh
-# Which phase of DevStack does what; how is in lib/openstackoid
+# Call the functions of lib/openstackoid in DevStack's phases
 
 # shellcheck source=devstack/lib/openstackoid
 source "$OPENSTACKOID_DIR/devstack/lib/openstackoid"
@@ -13,7 +13,7 @@ if is_service_enabled openstackoid-proxy; then
     elif [[ "$1" == "stack" && "$2" == "install" ]]; then
         echo_summary "Installing OpenStackoïd"
         install_openstackoid
-        # Keystone is configured, and starts next: from its first request on, all go through the proxy.
+        # DevStack has configured keystone and starts it next: all its requests go through the proxy.
         configure_openstackoid
         start_openstackoid
     elif [[ "$1" == "stack" && "$2" == "post-config" ]]; then
@@ -21,7 +21,7 @@ if is_service_enabled openstackoid-proxy; then
         configure_openstackoid_services
         register_openstackoid_endpoints
     elif [[ "$1" == "stack" && "$2" == "extra" ]]; then
-        # Those that other plugins have registered in the meantime.
+        # Other plugins may have registered endpoints in the meantime.
         register_openstackoid_endpoints
     elif [[ "$1" == "unstack" ]]; then
         stop_openstackoid

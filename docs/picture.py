@@ -1,6 +1,6 @@
-"""Draw what the lab's tmux session shows: ``python docs/picture.py docs/session.svg``.
+"""Draw the lab's tmux session: ``python docs/picture.py docs/session.svg``.
 
-It takes the real panes, colours and borders included, from a session that is 100 columns wide:
+It captures the real panes, with colours and borders, from a session that is 100 columns wide:
 ``tmux resize-window -t openstackoid -x 100 -y 40``.
 """
 

@@ -1,1 +1,1 @@
-"""The lab: several independent OpenStack instances on the machines at hand."""
+"""The lab: several independent OpenStack instances on one machine or several."""

@@ -1,8 +1,8 @@
-"""Debian packages: what is missing, and how it comes in without starting anything by itself.
+"""Find and install missing Debian packages, without starting their services.
 
-Nothing but the standard library is imported: the set-up of ``.venv`` may need a package too, and
-machines of a lab run ``python3 -m lab.apt ensure DIRECTORY PACKAGE…`` and ``… remove
-DIRECTORY``, which takes off again what came in.
+This module imports only the standard library: setting up ``.venv`` may need a package, and a lab's
+machines run ``python3 -m lab.apt ensure DIRECTORY PACKAGE…`` to install packages and ``… remove
+DIRECTORY`` to remove them again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lab.errors import LabError
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_MARK = "# Made by OpenStackoid's setup-env.py while it installs packages."
-# Asked by invoke-rc.d and deb-systemd-invoke; 101 forbids (invoke-rc.d(8)). It forbids only while
-# the one who installs is alive, so that a copy left by a kill -9 does no harm.
+# invoke-rc.d and deb-systemd-invoke ask this script; 101 forbids a start (invoke-rc.d(8)). It only
+# forbids while the installing process lives, so that a copy left by a kill -9 does no harm.
 _POLICY_TEXT = """\
 #!/bin/sh
 {mark}
@@ -33,13 +33,13 @@ exit 0
 _UNITS = (".service", ".socket", ".timer", ".path")
 _APT_ENVIRONMENT = (
     "DEBIAN_FRONTEND=noninteractive",
-    # needrestart of some machines restarts services of its own accord.
+    # On some machines, needrestart restarts services by itself.
     "NEEDRESTART_SUSPEND=1",
 )
 
 
 def missing(packages: Iterable[str]) -> list[str]:
-    """Those of *packages* that are not installed, each once, in alphabetical order.
+    """The *packages* that are not installed, each once, in alphabetical order.
 
     :raises LabError: on a machine without Debian's package manager.
     """
@@ -48,14 +48,14 @@ def missing(packages: Iterable[str]) -> list[str]:
 
 
 def install_line(packages: Iterable[str]) -> str:
-    """What a user types to install *packages*."""
+    """The command by which a user installs *packages*."""
     return f"sudo apt-get install --no-install-recommends {' '.join(packages)}"
 
 
 def check(packages: Iterable[str]) -> None:
-    """Nothing, where *packages* are installed or can be.
+    """Make sure that *packages* are installed or can be.
 
-    :raises LabError: with the line to type, where they are missing and we may not install them.
+    :raises LabError: with the command to type, when some are missing and we may not install them.
     """
     lacking = missing(packages)
     if lacking and _become_root() is None:
@@ -69,13 +69,13 @@ def ensure(
     *,
     removable: bool = False,
 ) -> None:
-    """Install what is missing of *packages*, after a word to *say*; leave none of it running.
+    """Install the missing *packages*, and *say* so; leave their services stopped.
 
-    Services that come in with them are stopped and disabled; those that were there before are
-    not touched. The output of apt goes into *directory*, as does the note by which a later call
-    finishes what a killed one began. What is *removable* is kept in mind there for :func:`remove`.
+    New services are stopped and disabled; existing services stay as they are. apt's output goes
+    into *directory*. So does a note by which a later call finishes what a killed call began, and,
+    with *removable*, the list of new packages for :func:`remove`.
 
-    :raises LabError: when they cannot be installed; nothing is changed where we may not.
+    :raises LabError: when they cannot be installed; without permission, nothing changes.
     """
     note = directory / "packages-before.txt" if directory else None
     begun = note is not None and note.exists()
@@ -109,21 +109,21 @@ def ensure(
 
 
 def remove(directory: Path) -> None:
-    """Remove, with their configuration, the packages that *directory* keeps in mind.
+    """Remove the packages that are listed in *directory*, with their configuration.
 
-    :raises LabError: when apt-get refuses, or we may not.
+    :raises LabError: when apt-get refuses, or we may not remove packages.
     """
     brought = sorted(_remembered(directory) & _installed())
     if not brought:
         return
     root = _become_root()
     if root is None:
-        raise LabError("we may not remove packages here: become root")
+        raise LabError("only root may remove packages here: become root")
     purge = [*root, "env", *_APT_ENVIRONMENT, "apt-get", "-o", "DPkg::Lock::Timeout=120", "purge"]
     done = _logged([*purge, "--yes", *brought], directory / "packages.log")
     if done.returncode != 0:
         last = done.stdout.strip().splitlines()[-1:]
-        raise LabError(f"apt-get purge fails: {' '.join(last)}")
+        raise LabError(f"apt-get purge failed: {' '.join(last)}")
 
 
 def _remembered(directory: Path) -> set[str]:
@@ -139,7 +139,7 @@ def _remember(directory: Path, packages: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """``ensure DIRECTORY PACKAGE…`` or ``remove DIRECTORY``, as the arguments say."""
+    """Run ``ensure DIRECTORY PACKAGE…`` or ``remove DIRECTORY``."""
     try:
         match sys.argv[1:]:
             case ["ensure", directory, *names]:
@@ -161,13 +161,13 @@ def _installed() -> set[str]:
             check=True,
         ).stdout
     except FileNotFoundError as error:
-        raise LabError("dpkg-query is missing: the lab needs Debian or a relative of it") from error
+        raise LabError("dpkg-query is missing: the lab needs Debian or a derivative") from error
     pairs = (line.split() for line in listing.splitlines())
     return {pair[1] for pair in pairs if len(pair) > 1 and pair[0] == "installed"}
 
 
 def _become_root() -> list[str] | None:
-    """What stands before a command that root has to run; None where we may not."""
+    """The prefix for a command that root has to run; None if we may not become root."""
     if os.geteuid() == 0:
         return []
     if shutil.which("sudo"):
@@ -178,7 +178,7 @@ def _become_root() -> list[str] | None:
 
 
 def _apt_install(root: Sequence[str], packages: Sequence[str], log: Path | None) -> None:
-    """Install *packages*; where that fails, refresh the package lists and try once more."""
+    """Install *packages*; if that fails, refresh the package lists and try once more."""
     apt = [*root, "env", *_APT_ENVIRONMENT, "apt-get", "-o", "DPkg::Lock::Timeout=120"]
     install = [*apt, "install", "--yes", "--no-install-recommends", *packages]
     first = _logged(install, log)
@@ -189,13 +189,13 @@ def _apt_install(root: Sequence[str], packages: Sequence[str], log: Path | None)
     if second.returncode != 0:
         last = [line for line in second.stdout.splitlines() if line.startswith("E:")][:1]
         raise LabError(
-            f"apt-get fails: {' '.join(last) or f'status {second.returncode}'}; "
+            f"apt-get failed: {' '.join(last) or f'status {second.returncode}'}; "
             f"try {install_line(packages)}"
         )
 
 
 def _logged(argv: Sequence[str], log: Path | None) -> subprocess.CompletedProcess[str]:
-    # In a session of its own: a Ctrl-C on the terminal must not leave dpkg half way.
+    # In its own session: a Ctrl-C on the terminal must not interrupt dpkg.
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
@@ -215,11 +215,11 @@ def _logged(argv: Sequence[str], log: Path | None) -> subprocess.CompletedProces
 
 @contextmanager
 def _nothing_starts(root: Sequence[str]) -> Iterator[None]:
-    """While inside, no package's service is started; what was there before is put back."""
+    """Keep packages from starting services while inside; then restore the former policy."""
     saved = _POLICY.with_name(_POLICY.name + ".before-openstackoid")
     _put_back(root, saved)
     text = _POLICY_TEXT.format(mark=_POLICY_MARK, pid=os.getpid(), saved=saved)
-    # A SIGTERM unwinds like a Ctrl-C, so that the finally below is reached.
+    # Make SIGTERM unwind like a Ctrl-C, so that the finally below runs.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if _POLICY.exists():
@@ -233,7 +233,7 @@ def _nothing_starts(root: Sequence[str]) -> Iterator[None]:
 
 
 def _put_back(root: Sequence[str], saved: Path) -> None:
-    """Remove our policy, one left by an interrupted run too, and put the former one back."""
+    """Remove our policy, even from an interrupted run, and restore the former one."""
     if _POLICY.exists() and _POLICY_MARK in _POLICY.read_text(errors="replace"):
         _as_root(root, ["rm", "-f", str(_POLICY)])
     if saved.exists() and not _POLICY.exists():
@@ -245,11 +245,11 @@ def _as_root(root: Sequence[str], argv: Sequence[str], text: str | None = None) 
         [*root, *argv], input=text or "", capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise LabError(f"{shlex.join(argv)} fails: {done.stderr.strip()}")
+        raise LabError(f"{shlex.join(argv)} failed: {done.stderr.strip()}")
 
 
 def _units(packages: Iterable[str]) -> list[str]:
-    """The systemd units and the init scripts that *packages* brought, as paths."""
+    """The paths of the systemd units and init scripts in *packages*."""
     names = sorted(packages)
     if not names:
         return []
@@ -265,7 +265,7 @@ def _units(packages: Iterable[str]) -> list[str]:
 
 
 def _disable(root: Sequence[str], units: Iterable[str]) -> None:
-    """Stop and disable what *units* name, whichever way this machine starts its services."""
+    """Stop and disable *units*, whichever init system this machine has."""
     runs_systemd = Path("/run/systemd/system").is_dir()
     for path in units:
         name = Path(path).name
@@ -278,7 +278,7 @@ def _disable(root: Sequence[str], units: Iterable[str]) -> None:
         else:
             commands = [["deb-systemd-helper", "disable", name]]
         for command in commands:
-            # A unit that cannot be enabled cannot be disabled either: no failure.
+            # A unit that cannot be enabled cannot be disabled either: ignore the failure.
             subprocess.run([*root, *command], capture_output=True, check=False)
 
 

@@ -1,4 +1,4 @@
-"""How ``setup-env.py`` comes to its ``.venv``; only the standard library is there at first."""
+"""Set up ``.venv`` for ``setup-env.py``, with nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 
 _OLDEST = (3, 11)
-# Variables of the caller's Python that would change or slow ours.
+# Variables for the caller's Python that would change ours or slow it down.
 _UNWANTED = ("PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
 
 
 def main() -> None:
-    """Run the command line inside ``.venv``, which is made first where that is needed."""
+    """Run the command line inside ``.venv``; make that first if necessary."""
     for name in _UNWANTED:
         os.environ.pop(name, None)
     if Path(sys.prefix).resolve() == VENV:
-        from lab.cli import main as cli  # noqa: PLC0415 - what it imports is in .venv only
+        from lab.cli import main as cli  # noqa: PLC0415 - its imports are only in .venv
 
         cli()
         return
@@ -43,9 +43,9 @@ def main() -> None:
 
 
 def base_python() -> str:
-    """The Python to base virtual environments on: Debian's where it is new enough.
+    """The Python to base virtual environments on: Debian's, if it is new enough.
 
-    It imports faster than one that pyenv built without optimisation (seen: 30 %).
+    It imports faster than a Python that pyenv built without optimisation (measured: 30 %).
     """
     for candidate in (Path("/usr/bin/python3"), Path(sys.executable)):
         real = candidate.resolve()
@@ -56,7 +56,7 @@ def base_python() -> str:
 
 
 def ensure(extra: str = "orchestrator") -> None:
-    """Have both distributions, with *extra* of the lab's, in ``.venv``; at once where they are.
+    """Install both distributions, with the lab's *extra*, into ``.venv`` unless they are there.
 
     :raises LabError: when it cannot be installed.
     """
@@ -71,7 +71,7 @@ def ensure(extra: str = "orchestrator") -> None:
         if _text(stamp) == wanted:
             return
         print(f"Installing the project into .venv ({extra}) …", file=sys.stderr, flush=True)
-        # One that a kill left half made has no stamp; one of another Python or place is no use.
+        # A kill leaves a half-made one without a stamp; another Python or path makes it useless.
         if not _text(VENV / ".installed-orchestrator").startswith(f"{kind}\n"):
             shutil.rmtree(VENV, ignore_errors=True)
         stamp.unlink(missing_ok=True)
@@ -104,13 +104,13 @@ def _text(path: Path) -> str:
 
 
 def _uv() -> str:
-    """A uv that works; makes the bare ``.venv`` on the way."""
+    """A uv that works; makes the empty ``.venv``, too."""
     python = base_python()
     inside = VENV / "bin/uv"
     if inside.exists():
         return str(inside)
     found = shutil.which("uv")
-    # A shim of pyenv may be there without a uv behind it.
+    # pyenv may have a shim without a uv behind it.
     if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode:
         found = None
     if found:
@@ -119,7 +119,7 @@ def _uv() -> str:
     if not _has(python, "pip") and not _has(python, "ensurepip"):
         apt.ensure(["python3-venv"], lambda line: print(line, file=sys.stderr, flush=True))
     if _has(python, "pip"):
-        # Twice as fast as a pip of the environment's own, and Debian's venv may lack ensurepip.
+        # Twice as fast as the environment's own pip, and Debian's venv may lack ensurepip.
         _run([python, "-m", "venv", "--clear", "--without-pip", str(VENV)])
         pip = [python, "-m", "pip", "--python", str(VENV / "bin/python")]
     else:
@@ -141,6 +141,6 @@ def _run(argv: list[str]) -> None:
     if done.returncode != 0:
         sys.stderr.write(done.stdout + done.stderr)
         raise LabError(
-            f"`{' '.join(argv[:4])} …` fails with status {done.returncode}: is the package index "
-            "within reach? Then try again"
+            f"`{' '.join(argv[:4])} …` failed with status {done.returncode}: check that the "
+            "package index is reachable, then try again"
         )

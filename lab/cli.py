@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from lab.lifecycle import Lifecycle
 
 _INTERRUPTED = 130
-# What a write to a full or broken file ends with.
+# Errors of a write to a full or broken file.
 _WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main(root: Path = ROOT) -> NoReturn:
-    """Run the command that was typed, on the lab of the repository *root*, and exit.
+    """Run the command line on the lab of the repository *root*, and exit.
 
-    The status is 0, 1 for an error of the lab, 2 for one of usage and 130 after a Ctrl-C.
+    The status is 0, 1 for an error of the lab, 2 for a usage error and 130 after a Ctrl-C.
     """
     from lab.processes import INSTANCE_MARK, LAB_MARK  # noqa: PLC0415
 
-    # Typed inside of an instance, this is still no process of it.
+    # Even if it is run inside an instance, this process does not belong to that instance.
     for mark in (LAB_MARK, INSTANCE_MARK):
         os.environ.pop(mark, None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
-        # In a locale without UTF-8, ✔ and … are shown by their names.
+        # In a locale without UTF-8, show ✔ and … by their names.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="namereplace")
     try:
@@ -45,10 +45,10 @@ def main(root: Path = ROOT) -> NoReturn:
     except OSError as error:
         if error.filename is not None or error.errno not in _WRITE_ERRORS:
             raise
-        # Nothing is left to be flushed at exit, where it would fail again.
+        # Discard what is buffered: flushing it at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-        # A reader that went away has read enough.
+        # A reader that closed the pipe has read enough.
         if error.errno != errno.EPIPE:
             click.echo(
                 f"error: cannot write to standard output or into .lab: {error.strerror}", err=True
@@ -57,7 +57,7 @@ def main(root: Path = ROOT) -> NoReturn:
 
 
 def _run(root: Path) -> int:
-    """The exit status of the command that was typed; where it fails, the reason is shown."""
+    """Run the command line, show its error if it fails, and return the exit status."""
     try:
         status = commands(obj=root, prog_name="./setup-env.py", standalone_mode=False)
     except click.ClickException as error:
@@ -73,7 +73,7 @@ def _run(root: Path) -> int:
 
 
 def _lifecycle(root: Path) -> Lifecycle:
-    """The lab as lab.yaml and earlier commands describe it."""
+    """The lab of lab.yaml, with the choices of earlier commands."""
     from lab.lifecycle import Lifecycle  # noqa: PLC0415 - slow to import, and not for --help
 
     return Lifecycle.of(root)
@@ -90,7 +90,7 @@ def _complete_instance(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def commands() -> None:
-    """Several real OpenStacks side by side, and a scope that says which of them does what."""
+    """Several real OpenStacks side by side, and scopes that say which of them does what."""
 
 
 @commands.command()
@@ -98,7 +98,7 @@ def commands() -> None:
 @click.option(
     *("-n", "number"),
     type=click.IntRange(1, 99),
-    help="InstanceOne to Instance<N> instead of lab.yaml's.",
+    help="Make InstanceOne to Instance<N> instead of the instances in lab.yaml.",
 )
 @click.option("--provider", type=click.Choice(["auto", "local", "vagrant", "hosts"]))
 @click.option("--stack", type=click.Choice(["wheels", "devstack"]))
@@ -117,7 +117,7 @@ def up(
 ) -> None:
     """Bring the lab up, from any state, and show it in tmux.
 
-    What -n, --provider, --stack and --hypervisor choose holds for later commands, until `destroy`.
+    Later commands keep the choices of -n, --provider, --stack and --hypervisor, until `destroy`.
     """
     from lab.config import Choices  # noqa: PLC0415
     from lab.hypervisors import decide  # noqa: PLC0415
@@ -136,21 +136,21 @@ def up(
 @commands.command()
 @click.pass_obj
 def attach(root: Path) -> None:
-    """Show the tmux session; what is missing in it is repaired."""
+    """Show the tmux session, and restore missing panes."""
     lifecycle = _lifecycle(root)
     if not lifecycle.hosts_up():
-        raise LabError("the lab is down: ./setup-env.py up")
+        raise LabError("the lab is down: run ./setup-env.py up")
     if not _on_terminal():
-        raise LabError("attach needs a terminal; ./setup-env.py ssh NAME -- COMMAND does not")
+        raise LabError("attach needs a terminal: use ./setup-env.py ssh NAME -- COMMAND instead")
     lifecycle.show()
     _attach()
 
 
 @commands.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def status(root: Path, as_json: bool) -> None:
-    """Each instance's address and services, and what its proxy sees of the peers."""
+    """Show each instance's address, its services, and its proxy's view of the peers."""
     overview = _lifecycle(root).status()
     if as_json:
         import json  # noqa: PLC0415
@@ -167,7 +167,7 @@ def status(root: Path, as_json: bool) -> None:
 @click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def ssh(root: Path, name: str, command: tuple[str, ...]) -> None:
-    """A shell in the instance NAME, or one COMMAND; its arguments arrive as given."""
+    """Open a shell in the instance NAME, or run COMMAND there with exactly these arguments."""
     lifecycle = _lifecycle(root)
     lifecycle.require_up(name)
     words = command[1:] if command[:1] == ("--",) else command
@@ -177,10 +177,10 @@ def ssh(root: Path, name: str, command: tuple[str, ...]) -> None:
 @commands.command()
 @click.argument("name", shell_complete=_complete_instance)
 @click.argument("service", required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes in.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines.")
 @click.pass_obj
 def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
-    """The log of one SERVICE of the instance NAME, or the ends of all its logs."""
+    """Print the log of SERVICE in the instance NAME, or the last lines of all its logs."""
     lifecycle = _lifecycle(root)
     lifecycle.require_up(name)
     _exec_ssh(lifecycle, name, lifecycle.log_command(name, service, follow=follow))
@@ -196,12 +196,12 @@ def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
 @click.argument("arguments", metavar="[PYTEST ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def test(root: Path, arguments: tuple[str, ...]) -> None:
-    """Run linters and tests; a lab that they need is brought up, and put back afterwards."""
+    """Run linters and tests; bring up the lab if they need it, and restore its state afterwards."""
     from lab import apt  # noqa: PLC0415
     from lab.hypervisors import decide  # noqa: PLC0415
     from lab.lifecycle import Lifecycle  # noqa: PLC0415
 
-    # Before any test: some use the programs without a lab.
+    # Before any test: some use these programs without a lab.
     needed = Lifecycle.of(root, decide=decide).debian_packages
     apt.ensure(needed, lambda line: click.echo(line, err=True))
     ensure("test")
@@ -232,7 +232,7 @@ def destroy(root: Path) -> None:
 @commands.command()
 @click.pass_obj
 def doctor(root: Path) -> None:
-    """What is missing on this machine for each provider and stack, and what mends it."""
+    """Show what this machine lacks for each provider and stack, and how to fix it."""
     from lab.doctor import report  # noqa: PLC0415
 
     for line in report(root):
@@ -250,14 +250,14 @@ def _attach() -> NoReturn:
 
 
 def _exec_ssh(lifecycle: Lifecycle, name: str, words: tuple[str, ...] | list[str]) -> NoReturn:
-    """Become the real ssh, so that streams and status are its own."""
+    """Replace this process by ssh, so that streams and status are ssh's own."""
     sys.stdout.flush()
     remote = [shlex.join(words)] if words else []
     os.execvp("ssh", ["ssh", "-F", str(lifecycle.provider.ssh_config), name, *remote])  # noqa: S606
 
 
 def _survive_own_pane() -> None:
-    """Go on when the pane that we may run in goes away."""
+    """Keep running if the command closes the pane that it runs in."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
@@ -280,7 +280,7 @@ def _next_commands(lifecycle: Lifecycle) -> str:
 
 def _overview_text(overview: dict[str, Any]) -> str:
     if not any(one["up"] for one in overview["instances"]):
-        return "The lab is down: ./setup-env.py up"
+        return "The lab is down: run ./setup-env.py up"
     lines = [f"provider {overview['provider']}, stack {overview['stack']}"]
     for one in overview["instances"]:
         lines.append(f"{one['name']}  {one['address']}  {'up' if one['up'] else 'down'}")

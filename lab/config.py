@@ -1,4 +1,4 @@
-"""What a lab is made of: ``lab.yaml``, read, checked and frozen."""
+"""The description of a lab: ``lab.yaml``, read, checked and frozen."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ DEFAULT_RANGE = "172.24.%d.0/24"
 #: How many instances ``-n`` can make.
 NUMBERS = range(1, 100)
 
-#: Chooses a provider: it gets Vagrant's own, if lab.yaml names one, and gives the choice, and why.
+#: Chooses a provider: gets Vagrant's provider in lab.yaml, if any; returns the choice and a reason.
 Decide = Callable[[str | None], tuple[str, str]]
 ProviderName = Literal["auto", "local", "vagrant", "hosts"]
 StackName = Literal["wheels", "devstack"]
 HypervisorName = Literal["auto", "fake", "libvirt"]
 
-# What a Lab has beyond lab.yaml.
+# Fields of Lab that are not keys of lab.yaml.
 _OURS = ("root", "state", "because", "hypervisor_because")
-# Instances have directories beside these in the lab's state.
+# Other names in the lab's state, beside the instances' directories.
 _RESERVED = frozenset({"lab", "shared", "log", "provider", "lock", "choices", "all"})
-# A label of RFC 1123: an instance's name is also a host name.
+# A label of RFC 1123, because an instance's name is also a host name.
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-# Where ssh goes: an alias of the user's ssh configuration, or [USER@]HOST[:PORT].
+# The target of ssh: an alias in the user's ssh configuration, or [USER@]HOST[:PORT].
 _SSH_TARGET = re.compile(r"(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*(?::[0-9]{1,5})?")
 # A variable of DevStack's local.conf.
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Sockets lie below the state; their path has 107 characters (sun_path in unix(7)).
+# The state contains sockets, whose paths have at most 107 characters (sun_path in unix(7)).
 _LONGEST_STATE = 60
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
-# "This network" of RFC 1122: no host has an address of it.
+# "This network" of RFC 1122: no host has an address in it.
 _NOWHERE = IPv4Network("0.0.0.0/8")
 
 # A range has room for a router and some floating IPs.
 _SMALLEST_RANGE = 29
 
-# No machine reaches these bounds; memory in MiB.
+# Bounds that no machine reaches; memory in MiB.
 _Cpus = Annotated[int, Field(ge=1, le=1024)]
 _Memory = Annotated[int, Field(ge=256, le=2**24)]
 # Nova's columns of flavors are 32-bit integers.
@@ -67,22 +67,22 @@ _LARGEST_OF_NOVA = 2**31 - 1
 
 def _instance_name(name: str) -> str:
     if not (INSTANCE_NAME.fullmatch(name) and _HOST_LABEL.fullmatch(name)):
-        raise ValueError("an instance's name has letters, digits and inner hyphens, at most 63")
+        raise ValueError("an instance's name has at most 63 letters, digits and inner hyphens")
     if name.lower() in _RESERVED:
-        raise ValueError(f"{name!r} is a name that the lab keeps for itself")
+        raise ValueError(f"{name!r} is a name that the lab reserves for itself")
     return name
 
 
 def _host_address(address: IPv4Address) -> IPv4Address:
     # Class E, with the broadcast address, is reserved.
     if address in _NOWHERE or address.is_multicast or address.is_reserved:
-        raise ValueError(f"{address} is the address of no host")
+        raise ValueError(f"{address} cannot be the address of a host")
     return address
 
 
 def _ssh_target(target: str) -> str:
     if not _SSH_TARGET.fullmatch(target):
-        raise ValueError(f"{target!r} is no place for ssh: write [USER@]HOST[:PORT]")
+        raise ValueError(f"{target!r} is not a target for ssh: write [USER@]HOST[:PORT]")
     return target
 
 
@@ -91,7 +91,7 @@ def _address_pattern(pattern: str) -> str:
         IPv4Address(pattern % 1)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{pattern!r} is no pattern of an address: %d stands for the number of the instance, "
+            f"{pattern!r} is not an address pattern: %d stands for the number of the instance, "
             "as in 127.0.%d.1"
         ) from error
     return pattern
@@ -116,7 +116,7 @@ def _external_range(network: IPv4Network) -> IPv4Network:
 
 def _setting_name(name: str) -> str:
     if not _SETTING.fullmatch(name):
-        raise ValueError(f"{name!r} is no variable of DevStack's local.conf")
+        raise ValueError(f"{name!r} is not a variable of DevStack's local.conf")
     return name
 
 
@@ -127,9 +127,9 @@ class _Part(BaseModel):
 class Instance(_Part):
     """One OpenStack of the lab: its name (also host name and region) and its address.
 
-    *public* is the range of its external network. *ssh* is where the provider ``hosts`` reaches its
-    host, by default the address. *cpus*, *memory*
-    (MiB) and *box* are for this machine what the section ``vagrant`` says for all.
+    *public* is the range of its external network. *ssh* is the provider ``hosts``'s target for ssh;
+    the default is the address. *cpus*, *memory* (MiB) and *box* override the section ``vagrant``
+    for this machine.
     """
 
     name: Annotated[str, AfterValidator(_instance_name)]
@@ -142,7 +142,7 @@ class Instance(_Part):
 
 
 class Addresses(_Part):
-    """Per provider, the address of the n-th instance that names none: ``%d`` stands for n."""
+    """Per provider, the default address of the n-th instance: ``%d`` stands for n."""
 
     local: Annotated[str, AfterValidator(_address_pattern)] | None = None
     vagrant: Annotated[str, AfterValidator(_address_pattern)] | None = None
@@ -160,9 +160,9 @@ class Public(_Part):
 
 
 class Machines(_Part):
-    """Vagrant's machines; *memory* in MiB. The Vagrantfile reads this section, too.
+    """Vagrant's machines; *memory* in MiB. The Vagrantfile also reads this section.
 
-    Without a *provider* Vagrant chooses one; for ``docker``, *box* is an image.
+    Without a *provider*, Vagrant chooses one. For ``docker``, *box* is an image.
     """
 
     box: Annotated[str, Field(min_length=1)]
@@ -172,9 +172,10 @@ class Machines(_Part):
 
 
 class DevStack(_Part):
-    """Where DevStack comes from, and what its ``local.conf`` says besides what the lab writes.
+    """The source of DevStack, and additional *settings* for its ``local.conf``.
 
-    *git_base* is DevStack's GIT_BASE: where the services' repositories are, ``openstack/nova`` …
+    *git_base* is DevStack's GIT_BASE, below which the services' repositories are:
+    ``openstack/nova`` …
     """
 
     repository: str = "https://opendev.org/openstack/devstack"
@@ -186,10 +187,10 @@ class DevStack(_Part):
 
 
 class Mirrors(_Part):
-    """Where hosts without the world within reach get packages from.
+    """Sources of packages for hosts without Internet access.
 
     *apt* is Debian's archive (``http://HOST/debian``), *pip* an index (``http://HOST/simple``),
-    *proxy* an HTTP proxy for all that is fetched.
+    *proxy* an HTTP proxy for all downloads.
     """
 
     apt: AnyUrl | None = None
@@ -305,7 +306,7 @@ class Lab(_Part):
 
 
 class Choices(_Part):
-    """What the command line chose for the lab; kept in its state until ``destroy``."""
+    """The command line's choices for the lab; kept in its state until ``destroy``."""
 
     number: int | None = None
     provider: ProviderName | None = None
@@ -314,18 +315,18 @@ class Choices(_Part):
 
     @classmethod
     def of(cls, state: Path) -> Choices:
-        """The choices kept in *state*; none where nothing readable is kept."""
+        """The choices kept in *state*; empty if there are none, or they are unreadable."""
         try:
             return cls.model_validate_json((state / "choices.json").read_text())
         except (OSError, ValueError):
             return cls()
 
     def updated(self, given: Choices) -> Choices:
-        """These choices with what is *given* put over them."""
+        """These choices, overridden by those that are *given*."""
         return Choices(**{**self.model_dump(), **given.model_dump(exclude_none=True)})
 
     def keep(self, state: Path) -> None:
-        """Write the choices into *state*, whole or not at all."""
+        """Write the choices into *state*, atomically."""
         state.mkdir(parents=True, exist_ok=True)
         files.write(state / "choices.json", json.dumps(self.model_dump(exclude_none=True)) + "\n")
 
@@ -333,11 +334,11 @@ class Choices(_Part):
 def load(root: Path, choices: Choices | None = None, decide: Decide | None = None) -> Lab:
     """The lab that ``lab.yaml`` in *root* describes, with *choices* (default: those kept) applied.
 
-    Reading starts no process. Only where the provider is ``auto``, *decide* may. Without it, the
-    lab keeps the provider ``auto`` and has the addresses of the provider ``local`` or, where those
-    have no pattern, of ``vagrant``: that is enough for a lab that was not brought up yet.
+    Reading starts no process. Only *decide* may, if the provider is ``auto``. Without *decide*, the
+    lab keeps the provider ``auto``. It then has the addresses of the provider ``local`` or, if that
+    has no pattern, of ``vagrant``: enough for a lab that was never up.
 
-    :raises LabError: naming the key that is wrong and what is allowed there.
+    :raises LabError: naming the wrong key and the values that are allowed.
     """
     root = root.absolute()
     state = root / ".lab"
@@ -349,13 +350,13 @@ def load(root: Path, choices: Choices | None = None, decide: Decide | None = Non
     if not _PLAIN_PATH.fullmatch(str(root)):
         raise LabError(
             f"the path {str(root)!r} has characters that configuration files cannot hold: move the "
-            "repository to one of letters, digits and . _ + - only"
+            "repository to a path of letters, digits and . _ + - only"
         )
     chosen = Choices.of(state) if choices is None else choices
     raw = _read(root / "lab.yaml")
     for key in _OURS:
         if key in raw:
-            raise LabError(f"lab.yaml: unknown key {key!r}: {_allowed_keys(())}")
+            raise LabError(f"lab.yaml: unknown key {key!r}; {_allowed_keys(())}")
     if chosen.stack:
         raw["stack"] = chosen.stack
     if chosen.hypervisor:
@@ -364,8 +365,8 @@ def load(root: Path, choices: Choices | None = None, decide: Decide | None = Non
     if chosen.number:
         if raw["provider"] in ("vagrant", "hosts"):
             raise LabError(
-                f"-n {chosen.number} makes instances of the provider local only: for "
-                f"{raw['provider']}, list them in lab.yaml"
+                f"-n {chosen.number} only works with the provider local: for "
+                f"{raw['provider']}, list the instances in lab.yaml"
             )
         raw["instances"] = numbered(chosen.number)
         raw["trust"] = _restricted(raw.get("trust"), {one["name"] for one in raw["instances"]})
@@ -394,12 +395,12 @@ def numbered(number: int) -> list[dict[str, Any]]:
 
 
 def _provider(raw: Mapping[str, Any], chosen: Choices, decide: Decide | None) -> tuple[object, str]:
-    """The provider of the lab, and why it is this one."""
+    """The provider of the lab, and the reason for it."""
     name = chosen.provider or raw.get("provider")
     if name not in (None, "auto"):
         return name, "as chosen for this lab" if chosen.provider else "as lab.yaml says"
     if chosen.number:
-        return "local", "which alone makes instances by number"
+        return "local", "the only one that supports -n"
     section = raw.get("vagrant")
     if not isinstance(section, dict):
         return "local", "lab.yaml has no section vagrant"
@@ -410,7 +411,7 @@ def _provider(raw: Mapping[str, Any], chosen: Choices, decide: Decide | None) ->
 
 
 def _fill_addresses(raw: dict[str, Any]) -> None:
-    """Give each instance without an address the one that the provider's pattern makes."""
+    """Give each instance without an address one from the provider's pattern."""
     patterns, instances = raw.get("addresses"), raw.get("instances")
     provider = raw["provider"]
     if not isinstance(patterns, dict) or not isinstance(provider, str):
@@ -420,7 +421,7 @@ def _fill_addresses(raw: dict[str, Any]) -> None:
     pattern = patterns.get(provider)
     if not isinstance(pattern, str) or not isinstance(instances, list):
         return
-    # A wrong pattern is the validation's business.
+    # The validation reports a wrong pattern.
     with contextlib.suppress(TypeError, ValueError):
         raw["instances"] = [
             {"address": pattern % n, **one} if isinstance(one, dict) else one
@@ -442,19 +443,19 @@ def _fill_ranges(raw: dict[str, Any]) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, without what hides a mistake or the Vagrantfile cannot read."""
+    """Plain YAML, without features that hide mistakes or that the Vagrantfile cannot read."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            problem = f"alias *{event.anchor} (write out what it stands for)"
+            problem = f"alias *{event.anchor} (write its value instead)"
             raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
         node = super().compose_node(parent, index)
         if isinstance(node, yaml.MappingNode):
             seen = set()
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
-                    problem = f"the key {quoted(key.value)} stands twice, again"
+                    problem = f"the key {quoted(key.value)} appears twice, again"
                     raise yaml.MarkedYAMLError(None, None, problem, key.start_mark)
                 seen.add(key.value)
         return node
@@ -463,7 +464,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # PyYAML's own way with a value that its tag does not fit.
+            # PyYAML raises these for a value that does not fit its tag.
             raise yaml.MarkedYAMLError(
                 None, None, f"{quoted(node.value)} does not fit {node.tag}", node.start_mark
             ) from error
@@ -471,17 +472,17 @@ class _Loader(yaml.SafeLoader):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except FileNotFoundError as error:
-        raise LabError(f"{path} is missing: take it from the repository again") from error
+        raise LabError(f"{path} is missing: restore it from the repository") from error
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise LabError(f"lab.yaml is no YAML: {_yaml_problem(error)}") from error
+        raise LabError(f"lab.yaml is not YAML: {_yaml_problem(error)}") from error
     except RecursionError as error:
-        raise LabError("lab.yaml is no YAML of a lab: its brackets are too deep") from error
+        raise LabError("lab.yaml does not describe a lab: its brackets are too deep") from error
     if not isinstance(raw, dict):
-        raise LabError(f"lab.yaml: {_allowed_keys(())}")
+        raise LabError(f"lab.yaml must be a mapping; {_allowed_keys(())}")
     return {str(key): value for key, value in raw.items()}
 
 
@@ -492,7 +493,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _restricted(trust: object, names: set[str]) -> object:
-    """*trust* without the instances that ``-n`` leaves out; what is no mapping stays as it is."""
+    """*trust* without the instances that ``-n`` leaves out; other types stay unchanged."""
     if not isinstance(trust, dict):
         return trust
     return {
@@ -507,7 +508,7 @@ def _restricted(trust: object, names: set[str]) -> object:
 def _refuse_twice(key: str, what: str, values: list[str]) -> None:
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"{key}: the {what} {value!r} stands twice; each has to be different")
+            raise ValueError(f"{key}: the {what} {value!r} appears twice; each must be unique")
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -520,12 +521,12 @@ def _first_problem(error: ValidationError) -> str:
     where = where if where.isprintable() else quoted(where)
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {where!r}: {_allowed_keys(problem['loc'][:-1])}"
+            return f"unknown key {where!r}; {_allowed_keys(problem['loc'][:-1])}"
         case "literal_error":
             given, allowed = quoted(problem["input"]), problem["ctx"]["expected"]
             return f"{where}: {given} is not allowed; use {allowed}"
         case "missing":
-            return f"the key {where!r} is missing: {_allowed_keys(problem['loc'][:-1])}"
+            return f"the key {where!r} is missing; {_allowed_keys(problem['loc'][:-1])}"
         case "value_error":
             return ": ".join(part for part in (where, str(problem["ctx"]["error"])) if part)
         case _:
@@ -533,13 +534,13 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _allowed_keys(loc: tuple[int | str, ...]) -> str:
-    """What may stand at *loc*, as half a sentence."""
+    """The keys that may appear at *loc*, for an error message."""
     model: type[BaseModel] = Lab
     for part in loc:
         if isinstance(part, str) and part in model.model_fields:
             model = _model_in(model.model_fields[part].annotation) or model
     keys = [key for key in model.model_fields if key not in _OURS]
-    return f"allowed are {', '.join(keys)}"
+    return f"allowed keys: {', '.join(keys)}"
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

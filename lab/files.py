@@ -1,4 +1,4 @@
-"""Files that are whole or not there; the standard library only, as hosts use it too."""
+"""Write files atomically; hosts use this module too, so it needs only the standard library."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def write(path: Path, text: str, mode: int = 0o600) -> bool:
-    """Have the file *path* hold *text* with *mode*, whole or not at all; whether that changed it.
+    """Write *text* with *mode* to the file *path*, atomically; return whether that changed it.
 
-    :raises OSError: when it cannot be written; what was there before stays.
+    :raises OSError: when it cannot be written; the former file then stays.
     """
     content = text.encode()
     if path.exists() and path.read_bytes() == content and path.stat().st_mode & 0o777 == mode:

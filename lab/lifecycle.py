@@ -1,4 +1,4 @@
-"""The lab in use: its description, its provider and its stack, and what the commands do to it."""
+"""What the commands do to a lab: to its description, its provider and its stack."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lab.steps import Steps
 
 @dataclass
 class Lifecycle:
-    """A lab with the provider and the stack that were chosen for it."""
+    """A lab with its provider and its stack."""
 
     lab: Lab
     choices: Choices
@@ -38,11 +38,11 @@ class Lifecycle:
         given: Choices | None = None,
         decide: Decide | None = None,
     ) -> Lifecycle:
-        """The lab of the repository *root*, with what the command line chose: *given*, or earlier.
+        """The lab of the repository *root*, with the present choices (*given*) and earlier ones.
 
-        *decide* chooses the provider where nobody has; with it, the hypervisor is decided, too.
+        *decide* chooses the provider if nobody has; with it, the hypervisor is decided, too.
 
-        :raises LabError: when lab.yaml is wrong, or what was chosen is not there yet.
+        :raises LabError: when lab.yaml is wrong, or a choice is not available.
         """
         kept = Choices.of(root / ".lab")
         if kept.provider and not kept.hypervisor:
@@ -54,8 +54,8 @@ class Lifecycle:
             made, wanted = getattr(kept, key), getattr(lab, key)
             if made not in (None, "auto", wanted):
                 raise LabError(
-                    f"the lab has the {key} {made}: ./setup-env.py destroy, then it can have the "
-                    f"{key} {wanted}"
+                    f"the lab has the {key} {made}: run ./setup-env.py destroy before you choose "
+                    f"the {key} {wanted}"
                 )
         provider_ = providers.provider(lab)
         if decide and lab.provider != "auto":
@@ -63,16 +63,16 @@ class Lifecycle:
             name, why = stacks.stack_class(lab.stack).hypervisor(lab, is_here=is_here)
             lab = lab.model_copy(update={"hypervisor": name, "hypervisor_because": why})
         found = cls(lab, choices, provider_, stacks.stack(lab, provider_.connect))
-        # The hosts of a lab without a provider are not known yet.
+        # A lab without a provider has no hosts yet.
         if lab.provider != "auto" and found.stack.needs.root and found.provider.is_here:
             raise LabError(
-                f"the stack {lab.stack} takes over a whole machine: --provider vagrant or hosts"
+                f"the stack {lab.stack} takes over a whole machine: use --provider vagrant or hosts"
             )
         return found
 
     @property
     def debian_packages(self) -> tuple[str, ...]:
-        """What this machine needs of Debian for the lab."""
+        """The Debian packages that this machine needs for the lab."""
         of_hosts = self.stack.needs.packages if self.provider.is_here else ()
         return (*self.provider.debian_packages, *of_hosts, "tmux")
 
@@ -81,13 +81,13 @@ class Lifecycle:
         return [host for host in self.provider.hosts() if self.provider.is_up(host.name)]
 
     def require_up(self, name: str) -> None:
-        """Nothing, where the instance *name* is within reach.
+        """Make sure that the instance *name* is up.
 
-        :raises LabError: where it is unknown or down.
+        :raises LabError: when it is unknown or down.
         """
         self.lab.instance(name)
         if not any(host.name == name for host in self.hosts_up()):
-            raise LabError(f"{name} is down: ./setup-env.py up {name}")
+            raise LabError(f"{name} is down: run ./setup-env.py up {name}")
 
     def up(self, names: Sequence[str] = ()) -> None:
         """Bring *names* (default: all instances) up, from any state.
@@ -110,9 +110,9 @@ class Lifecycle:
             self.show()
 
     def show(self) -> None:
-        """Have the tmux session show what is up.
+        """Make the tmux session show the instances that are up.
 
-        :raises LabError: when tmux refuses.
+        :raises LabError: when tmux fails.
         """
         from lab import tmux  # noqa: PLC0415 - slow to import, and few commands need it
 
@@ -135,9 +135,9 @@ class Lifecycle:
                 self.provider.halt(chosen)
 
     def status(self) -> dict[str, Any]:
-        """All that ``status`` shows, as plain data.
+        """Everything that ``status`` shows, as plain data.
 
-        :raises LabError: when an instance that is up cannot be asked.
+        :raises LabError: when an instance that is up does not answer.
         """
         hosts = {host.name: host for host in self.hosts_up()}
         instances = []
@@ -153,22 +153,22 @@ class Lifecycle:
         }
 
     def log_command(self, name: str, service: str | None, *, follow: bool) -> list[str]:
-        """The command in the instance *name*, which is up, that prints the log of *service*.
+        """The command that prints the log of *service* in the instance *name*, which is up.
 
-        Without a service, it prints the ends of all.
+        Without a service, it prints the last lines of all logs.
 
         :raises LabError: when there is no such service.
         """
         host = next(host for host in self.hosts_up() if host.name == name)
         known = self.stack.logs(host)
         if service is not None and service not in known:
-            raise LabError(f"unknown service {service!r}: known are {', '.join(sorted(known))}")
+            raise LabError(f"unknown service {service!r}; known: {', '.join(sorted(known))}")
         lines = "+1" if service and not follow else "20"
         services = [service] if service else known
         return self.stack.log_command(host, services, lines=lines, follow=follow)
 
     def _stop_surplus(self) -> None:
-        """Stop instances that the lab had and, after another ``-n``, has no more."""
+        """Stop former instances that the lab no longer has, after another ``-n``."""
         for login in self.lab.state.glob("*/login"):
             if login.parent.name not in self.lab.names:
                 processes.stop(processes.marked(self.lab.state, login.parent.name))
@@ -197,9 +197,9 @@ def destroy(root: Path) -> None:
 
 
 def _readable(root: Path) -> Lifecycle | None:
-    """The lab, unless lab.yaml is wrong: what is on this machine can be removed without it.
+    """The lab; None if lab.yaml is wrong, but everything is on this machine.
 
-    :raises LabError: when lab.yaml is wrong and there may be more than that.
+    :raises LabError: when lab.yaml is wrong and something may be on other machines.
     """
     try:
         return Lifecycle.of(root)
@@ -212,7 +212,7 @@ def _readable(root: Path) -> Lifecycle | None:
 
 @contextmanager
 def locked(state: Path, purpose: str) -> Iterator[None]:
-    """Keep every other command that changes the lab waiting while inside."""
+    """Make every other command that changes the lab wait."""
     state.mkdir(parents=True, exist_ok=True)
     path = state / "lock"
     while True:
@@ -223,7 +223,7 @@ def locked(state: Path, purpose: str) -> Iterator[None]:
             holder = path.read_text().strip() or "another command"
             print(f"waiting for {holder} …", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # A `destroy` that we waited for has removed the file that we hold.
+        # If we waited for a `destroy`, it has removed the file that we locked.
         if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
             break
         os.close(lock)

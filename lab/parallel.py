@@ -1,4 +1,4 @@
-"""Do the same for several hosts side by side, and report all that fails."""
+"""Do the same for several hosts in parallel, and report every failure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 
 
 def for_each(items: Iterable[Item], action: Callable[[Item], Result]) -> list[Result]:
-    """What *action* gives for each of *items*, in their order; each has a thread of its own.
+    """The results of *action* for *items*, in their order; each item gets its own thread.
 
-    :raises LabError: when *action* raised one, with the texts of all, once all have ended. Any
-        other error is raised as it is, the first of several.
+    :raises LabError: when *action* raised any: one with the texts of all, after all have ended. Any
+        other error is raised unchanged, the first of several.
     """
     every = list(items)
     if not every:

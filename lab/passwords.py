@@ -1,4 +1,4 @@
-"""The generated passwords of the instances: each has its own, and none is chosen by a person."""
+"""The generated passwords of the instances; each instance has its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lab.config import Lab
 
 
 def passwords(lab: Lab, name: str, accounts: Iterable[str]) -> dict[str, str]:
-    """The passwords of the instance *name* for *accounts*; made when first asked for, then kept."""
+    """The passwords of the instance *name* for *accounts*; made on first use, then kept."""
     path = lab.state / "secrets" / f"{name}.json"
     known: dict[str, str] = {}
     if path.exists():

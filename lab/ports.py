@@ -1,4 +1,4 @@
-"""Who has a port that the lab needs."""
+"""Find the program that has taken a port."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 
 
 def taker(address: str, port: int) -> str | None:
-    """Who listens on *port* of *address*, so that nobody else can; None when nobody does."""
+    """The program that has taken *port* of *address*; None if the port is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""The processes of a lab, found by the mark in their environment, and stopped by their id."""
+"""Find the processes of a lab by the mark in their environment, and stop them by their ID."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import psutil
 
 from lab.errors import LabError
 
-#: Environment variable of every process of a lab: the absolute path of the lab's state.
+#: Environment variable in every process of a lab: the absolute path of the lab's state.
 LAB_MARK = "OPENSTACKOID_LAB"
-#: Environment variable of every process of one instance: the instance's name.
+#: Environment variable in every process of an instance: the instance's name.
 INSTANCE_MARK = "OPENSTACKOID_INSTANCE"
 
 
 def marks(state: Path, instance: str | None = None) -> dict[str, str]:
-    """The environment that marks a process as one of the lab in *state*, and of *instance*."""
+    """The environment that marks a process of the lab in *state*, and of *instance*."""
     return {LAB_MARK: str(state)} | ({INSTANCE_MARK: instance} if instance else {})
 
 
 def marked(state: Path, instance: str | None = None) -> list[psutil.Process]:
-    """The processes of the lab in *state*; with *instance*, of this instance only.
+    """The processes of the lab in *state*; with *instance*, only those of this instance.
 
-    Where ``setup-env.py`` runs inside of the lab, what it runs in is left out: itself and its
-    ancestors as far as the sshd that listens, which a session does not need.
+    If ``setup-env.py`` runs inside the lab, the list leaves out itself and its ancestors, except
+    for the listening sshd and what is above it: a session does not need those.
     """
     wanted = marks(state, instance)
     running = {process.pid: process for process in psutil.process_iter()}
@@ -48,12 +48,12 @@ def marked(state: Path, instance: str | None = None) -> list[psutil.Process]:
 
 
 def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
-    """Ask *processes* to end; kill those that are still there after *grace* seconds."""
+    """Ask *processes* to end; kill those that still run after *grace* seconds."""
     alive = list(processes)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-            # An interactive shell ignores SIGTERM; that its terminal is gone it understands.
+            # An interactive shell ignores SIGTERM, but ends with SIGHUP.
             if process.terminal():
                 process.send_signal(signal.SIGHUP)
     for process in wait(alive, grace):
@@ -63,10 +63,10 @@ def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
 
 
 def wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those of *processes* that have not ended after at most *seconds*.
+    """Wait at most *seconds* for *processes*, and return those that have not ended.
 
-    A zombie has ended: psutil's own wait_procs would wait for the parent that is to reap it, and
-    some machines' process 1 takes seconds for that.
+    A zombie has ended: psutil's own wait_procs would wait until the parent reaps it, and on some
+    machines process 1 takes seconds for that.
     """
     deadline = time.monotonic() + seconds
     alive = [process for process in processes if not _has_ended(process)]
@@ -88,14 +88,14 @@ def stop_all(state: Path) -> None:
 
     :raises LabError: when one survives even a kill.
     """
-    # Not once only: a supervisor may start something while it is asked to end.
+    # Repeat: a supervisor may start something while it shuts down.
     for _ in range(10):
         left = marked(state)
         if not left:
             return
         stop(left)
     pids = ", ".join(str(process.pid) for process in left)
-    raise LabError(f"processes {pids} do not end, not even killed: see `ps`, then try again")
+    raise LabError(f"processes {pids} survive even a kill: see `ps`, then try again")
 
 
 def _bears(process: psutil.Process, wanted: dict[str, str]) -> bool:
@@ -109,8 +109,8 @@ def _bears(process: psutil.Process, wanted: dict[str, str]) -> bool:
 def _ssh_servers(running: dict[int, psutil.Process]) -> dict[int, tuple[int, str]]:
     """The parent and the title of every sshd.
 
-    sshd writes its title over its environment (setproctitle), so it bears no mark; but its
-    listener names its configuration, and its sessions are the parents of what they run.
+    sshd overwrites its environment with its title (setproctitle), so it has no mark. But the title
+    of its listener names the configuration, and its sessions are the parents of what they run.
     """
     servers = {}
     for pid, process in running.items():

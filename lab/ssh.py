@@ -1,4 +1,4 @@
-"""Commands on an instance's host, by the provider's ``ssh_config`` and fabric."""
+"""Run commands on an instance's host, with fabric and the provider's ``ssh_config``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How many of the last lines of a failed command its error shows.
+#: How many of a failed command's last lines the error shows.
 _LAST_LINES = 3
 
-# invoke decodes each block that it reads, even where that ends amid a character; an encoding of
-# one byte for each character lets the bytes through.
+# invoke decodes each block that it reads, even if the block ends inside a character. An encoding
+# with one byte per character preserves the bytes.
 _BYTES = "latin-1"
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended, and what it wrote."""
+    """A command's exit status and output."""
 
     status: int
     stdout: str
@@ -41,17 +41,15 @@ class Result:
 
 
 class Remote:
-    """One host, called *name* in *ssh_config*; connects upon first use.
+    """One host, called *name* in *ssh_config*; connects on first use.
 
-    *mend* is what a user does when it is out of reach.
+    *mend* tells the user what to do when the host is unreachable.
 
     >>> Remote(Path(".lab/ssh_config"), "InstanceOne").run(["hostname"]).status
     0
     """
 
-    def __init__(
-        self, ssh_config: Path, name: str, mend: str = "`./setup-env.py up` mends it"
-    ) -> None:
+    def __init__(self, ssh_config: Path, name: str, mend: str = "run `./setup-env.py up`") -> None:
         self.name = name
         self._mend = mend
         self._ssh_config = ssh_config
@@ -66,9 +64,9 @@ class Remote:
         env: Mapping[str, str] | None = None,
         check: bool = True,
     ) -> Result:
-        """Run *argv* as given, with *env* added; *on_line* gets each line of output as it comes.
+        """Run *argv* unchanged, with *env* added; *on_line* gets each line of output at once.
 
-        :raises LabError: when the host is out of reach, or, with *check*, when the status is not 0.
+        :raises LabError: when the host is unreachable or, with *check*, the status is not 0.
         """
         assignments = [f"{key}={value}" for key, value in (env or {}).items()]
         words = ["env", *assignments, *argv] if assignments else list(argv)
@@ -96,9 +94,9 @@ class Remote:
         return result
 
     def put(self, text: str, path: Path | str, mode: int = 0o644) -> None:
-        """Write *text* to the file *path* of the host, whole or not at all, with *mode*.
+        """Write *text* to the file *path* on the host, atomically, with *mode*.
 
-        :raises LabError: when the host is out of reach or the file cannot be written.
+        :raises LabError: when the host is unreachable or the file cannot be written.
         """
         draft = f"{path}.new"
 
@@ -112,9 +110,9 @@ class Remote:
         self._guarded(write)
 
     def upload(self, content: bytes, path: Path | str) -> None:
-        """Write *content* to the file *path* of the host.
+        """Write *content* to the file *path* on the host.
 
-        :raises LabError: when the host is out of reach or the file cannot be written.
+        :raises LabError: when the host is unreachable or the file cannot be written.
         """
         self._guarded(lambda connection: connection.sftp().putfo(io.BytesIO(content), str(path)))
 
@@ -125,7 +123,7 @@ class Remote:
             return action(self._connection())
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise LabError(
-                f"{self.name}: ssh fails: {error or type(error).__name__}; {self._mend}"
+                f"{self.name}: ssh failed: {error or type(error).__name__}; {self._mend}"
             ) from error
 
     def _connection(self) -> fabric.Connection:
@@ -136,21 +134,21 @@ class Remote:
 
 
 def _open(ssh_config: Path, name: str) -> fabric.Connection:
-    """A connection to *name* that accepts the known hosts of *ssh_config* only."""
+    """A connection to *name* that accepts only the known hosts of *ssh_config*."""
     import fabric  # noqa: PLC0415 - slow to import
     import paramiko  # noqa: PLC0415
 
     if not ssh_config.exists():
-        raise LabError(f"{name}: {ssh_config} is missing: `./setup-env.py up` makes it")
+        raise LabError(f"{name}: {ssh_config} is missing: run `./setup-env.py up`")
 
     class Runner(fabric.runners.Remote):  # type: ignore[misc]
-        """Feeds standard input in blocks; invoke's own way takes 10 ms for each character."""
+        """Feeds standard input in blocks; invoke itself takes 10 ms for each character."""
 
         def read_our_stdin(self, input_: IO[str]) -> str:
             return input_.read(1 << 15)
 
         def _write_proc_stdin(self, data: bytes) -> None:
-            # A command may end without having read everything, as in a pipe.
+            # A command may end before it has read everything, as in a pipe.
             with contextlib.suppress(OSError):
                 super()._write_proc_stdin(data)
 
@@ -158,7 +156,7 @@ def _open(ssh_config: Path, name: str) -> fabric.Connection:
         runtime_ssh_path=str(ssh_config), overrides={"runners": {"remote": Runner}}
     )
     connection = fabric.Connection(name, config=config, connect_timeout=10)
-    # Vagrant's own configuration checks nothing: it has just made the machine.
+    # Vagrant's own configuration disables the check: Vagrant has just made the machine.
     if connection.ssh_config.get("stricthostkeychecking") not in ("no", "false", "off"):
         for keys in connection.ssh_config.get("userknownhostsfile", "").split():
             if Path(keys).exists():
@@ -177,7 +175,7 @@ def _as_text(characters: str) -> str:
 
 
 class _Lines:
-    """A stream that hands on what is written to it, line by line."""
+    """A stream that passes its text on line by line."""
 
     encoding = _BYTES
 
@@ -186,16 +184,16 @@ class _Lines:
         self._rest = ""
 
     def write(self, text: str) -> int:
-        """Take *text*; whole lines go on at once."""
+        """Accept *text*, and pass complete lines on at once."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self._on_line(_as_text(line))
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: half a line waits for its end."""
+        """Do nothing: an incomplete line waits for its end."""
 
     def finish(self) -> None:
-        """Hand on what stands after the last line's end."""
+        """Pass on an incomplete last line."""
         if self._rest:
             self._on_line(_as_text(self._rest))

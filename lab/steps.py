@@ -1,4 +1,4 @@
-"""The steps that ``up`` shows: a name, a tick and a time each; all else goes into log files."""
+"""The steps that ``up`` shows: a name, a tick and a time each; the rest goes into log files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-#: Whose steps are meant where no instance is named.
+#: The name that is shown for steps without an instance.
 EVERYBODY = "lab"
-#: How many of the last lines of its log a failed step shows.
+#: How many of its last log lines a failed step shows.
 _LAST_LINES = 10
 
 
 class Step:
-    """One step on its way; what it logs is kept in its instance's log file."""
+    """One running step; its log goes into its instance's log file."""
 
     def __init__(self, instance: str, title: str, file: IO[str], lock: threading.Lock) -> None:
         self.instance = instance
@@ -35,7 +35,7 @@ class Step:
         self._lock = lock
 
     def log(self, text: str) -> None:
-        """Keep *text*, one line or several, in the log."""
+        """Log *text*, one line or several."""
         with self._lock:
             for line in text.splitlines() or [""]:
                 self.lines = [*self.lines[1 - _LAST_LINES :], line]
@@ -44,7 +44,7 @@ class Step:
 
 
 class Steps:
-    """Shows steps as they end, from any thread; live on a terminal, as plain lines elsewhere.
+    """Shows steps of all threads as they end; live on a terminal, as plain lines elsewhere.
 
     >>> with Steps(Path(".lab/log")) as steps, steps.step("InstanceOne", "databases") as step:
     ...     remote.run(["mariadb-install-db"], on_line=step.log)
@@ -52,7 +52,7 @@ class Steps:
 
     def __init__(self, directory: Path, console: Console | None = None) -> None:
         """Keep the logs in *directory*, one file for each instance and one for the lab."""
-        # Slow to import, and the commands that show no steps import this module too.
+        # Slow to import, and commands without steps import this module too.
         from rich.console import Console  # noqa: PLC0415
         from rich.live import Live  # noqa: PLC0415
 
@@ -66,28 +66,28 @@ class Steps:
         )
 
     def __enter__(self) -> Steps:
-        """Go live, where that is possible."""
+        """Show running steps live on a terminal."""
         if self.console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the screen with the steps that ended, and close the logs."""
+        """End the live display, and close the logs."""
         self._live.stop()
         for file in self._files.values():
             file.close()
         self._files.clear()
 
     def log_path(self, instance: str | None) -> Path:
-        """The file that has the log of *instance*; of the lab as a whole for None."""
+        """The log file of *instance*, or for None, of the lab as a whole."""
         return self.directory / f"{instance or EVERYBODY}.log"
 
     @contextmanager
     def step(self, instance: str | None, title: str) -> Iterator[Step]:
-        """Time what happens inside as one step of *instance*, or of the lab as a whole.
+        """Time the body as one step of *instance*, or of the lab as a whole.
 
-        :raises LabError: when anything inside fails; on the screen then stand the last lines of
-            its log, and where that is.
+        :raises LabError: when the body fails; the screen then shows the last lines of the log, and
+            its path.
         """
         step = self.begin(instance, title)
         try:
@@ -103,7 +103,7 @@ class Steps:
         self.end(step)
 
     def begin(self, instance: str | None, title: str) -> Step:
-        """Show that a step of *instance* is under way, until :meth:`end` or :meth:`fail`."""
+        """Show a running step of *instance*, until :meth:`end` or :meth:`fail`."""
         step = Step(instance or EVERYBODY, title, self._file(instance), self._lock)
         step.log("begins")
         step.lines.clear()
@@ -112,18 +112,18 @@ class Steps:
         return step
 
     def end(self, step: Step) -> None:
-        """Show that *step* has ended well."""
+        """Show that *step* has succeeded."""
         step.log("ends well")
         self._end(step)
 
     def fail(self, step: Step, error: BaseException) -> None:
-        """Show that *step* has failed with *error*, which is kept in its log."""
+        """Show that *step* has failed with *error*, and log the error."""
         last = list(step.lines) if isinstance(error, Exception) else None
         step.log("".join(traceback.format_exception(error)).rstrip())
         self._end(step, failed=True, last=last)
 
     def say(self, text: str) -> None:
-        """Show one line that is no step."""
+        """Show one line that is not a step."""
         self.console.print(text, markup=False)
 
     def _end(self, step: Step, failed: bool = False, last: Sequence[str] | None = None) -> None:

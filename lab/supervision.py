@@ -1,4 +1,4 @@
-"""A supervisord of the lab, of an instance or of a provider: start it, ask it, stop it."""
+"""Start, query and stop a supervisord of the lab: an instance's or a provider's."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from supervisor.xmlrpc import Faults, SupervisorTransport, UnixStreamHTTPConnect
 from lab import processes
 from lab.errors import LabError
 
-#: Seconds within which supervisord has to answer, and each of its programs to run or to end.
+#: Seconds within which supervisord has to answer, and each of its programs has to start or end.
 PATIENCE = 60
 
 #: Seconds that a program has to run before it counts as stable.
 _SETTLED = 3
 
 _ALIVE = frozenset({"STARTING", "RUNNING", "BACKOFF", "STOPPING"})
-#: Errors where no supervisord listens, and errors of one that is unwell.
+#: Errors when no supervisord listens, and errors of a supervisord that is unwell.
 _ABSENT = (FileNotFoundError, ConnectionRefusedError)
 _UNWELL = (OSError, xmlrpc.client.Error, http.client.HTTPException, ExpatError)
 
 
 class SupervisionError(LabError):
-    """A program that does not start or stop, or supervisord itself; its text names it and a log."""
+    """A program or supervisord does not start or stop; the text names it and a log."""
 
 
 class _Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
@@ -44,7 +44,7 @@ class _Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
 class Supervisor:
     """The supervisord that listens on *socket*, with the file *configuration*.
 
-    What it says while it starts is kept in the file *output*.
+    Its messages while it starts go into the file *output*.
     """
 
     def __init__(self, socket: Path, configuration: Path, output: Path) -> None:
@@ -57,7 +57,7 @@ class Supervisor:
         return ["-m", "supervisor.supervisord", "-c", str(self._configuration)]
 
     @property
-    def _rpc(self) -> Any:  # noqa: ANN401 - its methods are whatever supervisord offers
+    def _rpc(self) -> Any:  # noqa: ANN401 - supervisord defines the methods
         """A new connection each time: supervisor's transport does not survive a refused one."""
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
         transport._get_connection = self._connection
@@ -78,14 +78,14 @@ class Supervisor:
         return bool(state["statename"] == "RUNNING")
 
     def start(self, environment: Mapping[str, str]) -> None:
-        """Start it, or have it read its configuration again; changed programs restart.
+        """Start it, or make it reread its configuration and restart changed programs.
 
         :raises SupervisionError: when it does not answer.
         """
         if self.running():
             self._update()
             return
-        # A supervisord that runs and does not answer must not get a second one beside it.
+        # Fail if a supervisord runs but does not answer: a second one must not start beside it.
         self.states()
         self._socket.unlink(missing_ok=True)
         command = [sys.executable, *self._arguments]
@@ -113,21 +113,21 @@ class Supervisor:
             self._rpc.addProcessGroup(name)
 
     def stop_leftovers(self) -> None:
-        """Stop what another supervisord with this configuration has left; it may be alive.
+        """Stop the leftovers of another supervisord with this configuration, alive or dead.
 
-        :raises SupervisionError: when something does not end, not even killed.
+        :raises SupervisionError: when something survives even a kill.
         """
-        # Not once only: what is asked to end may start something before it does.
+        # Repeat: a process may start something before it ends.
         for _ in range(5):
             left = self._leftovers()
             if not left:
                 return
             processes.stop(left)
         pids = ", ".join(str(process.pid) for process in left)
-        raise SupervisionError(f"processes {pids} of an earlier start do not end, not even killed")
+        raise SupervisionError(f"processes {pids} of an earlier start survive even a kill")
 
     def _leftovers(self) -> list[psutil.Process]:
-        """The supervisords of this configuration, and their programs, but for the one we reach."""
+        """The supervisords of this configuration that do not answer, and their programs."""
         reached = int(self._rpc.getPID()) if self.running() else 0
         return [
             process
@@ -138,8 +138,8 @@ class Supervisor:
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
             environment = process.environ()
-            # A fork server has the environment of the program that asked for it first, but serves
-            # all instances (lab.wheels.launch). A program that it forked ends with its launcher.
+            # A fork server has the environment of the program that started it, but serves all
+            # instances (lab.wheels.launch). A program that it forked ends with its launcher.
             started = (
                 environment.get("SUPERVISOR_SERVER_URL") == f"unix://{self._socket}"
                 and "SPT_NOENV" not in environment
@@ -149,14 +149,14 @@ class Supervisor:
             return False
 
     def ensure(self, names: Iterable[str]) -> None:
-        """Start those of the programs *names* that do not run; does not wait for them.
+        """Start the programs *names* that do not run, without waiting for them.
 
         :raises SupervisionError: when one cannot be started, or supervisord does not answer.
         """
         states = self.states()
         for name in names:
             if states.get(name) == "BACKOFF":
-                # Supervisor would wait, ever longer, before it tries again.
+                # Supervisor would wait longer and longer before each retry.
                 self.stop_program(name)
             if states.get(name) not in {"RUNNING", "STARTING"}:
                 try:
@@ -168,16 +168,16 @@ class Supervisor:
                     raise self._unwell(error) from error
 
     def states(self) -> dict[str, str]:
-        """The state of every program, in supervisor's words; empty where no supervisord runs.
+        """The state of every program, in supervisor's words; empty if no supervisord runs.
 
-        :raises SupervisionError: when one runs and does not answer as it should.
+        :raises SupervisionError: when one runs but does not answer properly.
         """
         return {str(row["name"]): str(row["statename"]) for row in self._rows()}
 
     def settled(self) -> set[str]:
-        """The programs that run, and not only since a moment ago.
+        """The programs that have been running for a while.
 
-        :raises SupervisionError: when supervisord runs and does not answer as it should.
+        :raises SupervisionError: when supervisord runs but does not answer properly.
         """
         return {
             str(row["name"])
@@ -197,11 +197,11 @@ class Supervisor:
         return SupervisionError(f"supervisord does not answer ({error}): see {self._output}")
 
     def pid(self, name: str) -> int:
-        """The process of the program *name*; 0 when it does not run."""
+        """The process ID of the program *name*; 0 if it does not run."""
         return int(self._rpc.getProcessInfo(name)["pid"])
 
     def stop_program(self, name: str) -> None:
-        """Stop the program *name*; that it does not run is no error.
+        """Stop the program *name*, if it runs.
 
         :raises SupervisionError: when it does not end, or supervisord does not answer as it should.
         """
@@ -216,9 +216,9 @@ class Supervisor:
             raise self._unwell(error) from error
 
     def stop(self, first: Iterable[str]) -> None:
-        """Stop the programs *first* side by side, then the others and supervisord.
+        """Stop the programs *first* in parallel, then the others and supervisord.
 
-        It is no error when nothing runs or answers: the provider ends what is left.
+        If nothing runs or answers, it does nothing: the provider ends what is left.
 
         :raises SupervisionError: when something does not end in time.
         """
@@ -228,11 +228,11 @@ class Supervisor:
                 with contextlib.suppress(xmlrpc.client.Fault):  # it does not run
                     self._rpc.stopProcess(name, False)
             stopping = set(first)
-            _wait(lambda: not stopping & self._alive(), f"of {', '.join(stopping)} some do")
+            _wait(lambda: not stopping & self._alive(), f"some of {', '.join(stopping)} did")
             self._rpc.shutdown()
         except _UNWELL:
             return
-        _wait(lambda: not Path(f"/proc/{pid}").exists(), f"supervisord ({pid}) does")
+        _wait(lambda: not Path(f"/proc/{pid}").exists(), f"supervisord ({pid}) did")
 
     def _alive(self) -> set[str]:
         return {name for name, state in self.states().items() if state in _ALIVE}

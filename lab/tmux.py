@@ -1,4 +1,4 @@
-"""The tmux session of the lab: one pane for each instance, each an ssh into it."""
+"""The lab's tmux session: one pane for each instance, with ssh into it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-# libtmux reads it once, when it is imported. Its own separator is no ASCII: where the locale is
-# not UTF-8, tmux prints that as _.
+# libtmux reads this once, at import. Its own separator is not ASCII: in a locale without UTF-8,
+# tmux prints it as _.
 os.environ["LIBTMUX_TMUX_FORMAT_SEPARATOR"] = "<|openstackoid|>"
 
 from libtmux import Pane, Server, Session, Window
@@ -19,17 +19,17 @@ from libtmux.exc import LibTmuxException, TmuxCommandNotFound
 
 from lab.errors import LabError
 
-# A server that we start would hand it on to every pane.
+# A server that we start would pass it on to every pane.
 del os.environ["LIBTMUX_TMUX_FORMAT_SEPARATOR"]
 
 SESSION = "openstackoid"
-#: Names another tmux server (``tmux -L``) than the user's own; tests set it.
+#: Names a tmux server (``tmux -L``) other than the user's own; tests set it.
 SOCKET_VARIABLE = "OPENSTACKOID_TMUX_SOCKET"
 
-# A pane's title can be changed by what runs in it, an option of the pane cannot.
+# A program can change the title of its pane, but not an option of the pane.
 _INSTANCE = "@instance"
 _BORDER = f"#{{?{_INSTANCE}, #{{{_INSTANCE}}} ,}}"
-#: From this number of panes on, they are tiled instead of stacked.
+#: This many panes or more are tiled instead of stacked.
 _TILED_FROM = 3
 #: Lines that a pane needs while nobody is attached.
 _LINES_PER_PANE = 8
@@ -38,9 +38,9 @@ _LINES_PER_PANE = 8
 def arrange(names: Sequence[str], ssh_config: Path) -> None:
     """Make the session have one living pane for each of *names*, in this order.
 
-    What is there already stays: a session, panes whose ssh lives, panes that the user added.
+    An existing session, panes with a living ssh, and panes that the user added stay.
 
-    :raises LabError: when tmux is missing or refuses, for example because no pane more fits.
+    :raises LabError: when tmux is missing or fails, for example because no more panes fit.
     """
     try:
         session = _find() or _new(names, ssh_config)
@@ -61,20 +61,20 @@ def arrange(names: Sequence[str], ssh_config: Path) -> None:
         raise LabError("tmux is missing: sudo apt-get install tmux") from error
     except LibTmuxException as error:
         raise LabError(
-            f"tmux refuses: {' '.join(str(error).split())}; after `tmux kill-session -t {SESSION}` "
-            "`./setup-env.py attach` makes the session anew"
+            f"tmux failed: {' '.join(str(error).split())}; run `tmux kill-session -t {SESSION}`, "
+            "then `./setup-env.py attach`"
         ) from error
 
 
 def attach() -> NoReturn:
-    """Show the session on this terminal; from inside of tmux, by switching to it."""
+    """Show the session on this terminal; inside tmux, switch to it."""
     inside = "TMUX" in os.environ and not os.environ.get(SOCKET_VARIABLE)
     action = "switch-client" if inside else "attach-session"
     os.execvp("tmux", [*_tmux(), action, "-t", f"={SESSION}"])  # noqa: S606
 
 
 def remove() -> None:
-    """End the session; that there is none, or no tmux, is no error."""
+    """End the session, if there is one and tmux is installed."""
     try:
         session = _find()
         if session is not None:
@@ -82,7 +82,7 @@ def remove() -> None:
     except TmuxCommandNotFound:
         pass
     except LibTmuxException as error:
-        raise LabError(f"tmux refuses: {' '.join(str(error).split())}") from error
+        raise LabError(f"tmux failed: {' '.join(str(error).split())}") from error
 
 
 def _tmux() -> list[str]:
@@ -113,7 +113,7 @@ def _new(names: Sequence[str], ssh_config: Path) -> Session:
 
 
 def _window(session: Session) -> Window:
-    """The window that has our panes; the first one where the user closed them all."""
+    """The window with our panes; the first window if the user closed them all."""
     for window in session.windows:
         if any(_instance_of(pane) for pane in window.panes):
             return window
@@ -123,12 +123,12 @@ def _window(session: Session) -> Window:
 def _dress(window: Window) -> None:
     window.set_option("pane-border-status", "top")
     window.set_option("pane-border-format", _BORDER)
-    # An ssh that breaks leaves its last words on the screen, and its pane to be revived.
+    # A failed ssh leaves its last output on the screen, and a pane to respawn.
     window.set_option("remain-on-exit", "failed")
 
 
 def _panes(session: Session) -> dict[str, Pane]:
-    """Our panes by their instances, wherever in the session they are."""
+    """Our panes in any window of the session, by their instances."""
     panes: Iterable[Pane] = (pane for window in session.windows for pane in window.panes)
     return {name: pane for pane in panes if (name := _instance_of(pane))}
 
@@ -143,7 +143,7 @@ def _mark(pane: Pane, name: str) -> None:
 
 
 def _split(window: Window, previous: Pane | None, name: str, command: str) -> Pane:
-    """A new pane below *previous*, or above all; then all panes get their share again."""
+    """A new pane below *previous*, or above all others; then the layout is evened out."""
     beside = previous or window.panes[0]
     direction = PaneDirection.Below if previous else PaneDirection.Above
     pane = beside.split(direction=direction, shell=command, attach=False)

@@ -1,8 +1,8 @@
 """The plugin of the ``openstack`` command: a global ``--scope``.
 
 A scope needs no support in any command or client library: the proxy mints a tagged token for
-whoever logs in through a scoped auth URL. So all that happens here is that the options of a command
-are completed, after they were parsed and before anything reads them. No API client is made.
+every login through a scoped auth URL. The plugin only completes a command's options, after they are
+parsed and before anything reads them. It makes no API client.
 
 Source of the contract: ``openstackclient.common.clientmanager``, the entry points
 ``openstack.cli.base``.
@@ -26,36 +26,36 @@ from openstackoid.scope import Scope, ScopeError, scoped_auth_url
 
 API_NAME = "openstackoid"
 API_VERSION_OPTION = "os_openstackoid_api_version"
-#: Empty: there is no API behind this plugin, so the shell loads no command group and no client.
+#: Empty: this plugin has no API, so the shell loads no command group and no client.
 DEFAULT_API_VERSION = ""
 
 ENVIRONMENT = "OS_SCOPE"
 HELP = (
     "Which instance provides which service for this command, as JSON or in shorthand: "
     """--scope '{"image":"InstanceTwo"}' or --scope image=InstanceTwo,network=InstanceTwo. """
-    "A service that is left out is the home instance's. Stands anywhere on the line; of several, "
-    "the later one wins, service by service "
+    "The home instance provides the services that are left out. The option may appear anywhere and "
+    "repeatedly; for each service, the last one wins "
     "(Env: OS_SCOPE for all services, OS_SCOPE_<SERVICE> for one: OS_SCOPE_IMAGE=InstanceTwo)"
 )
 
-#: Commands that have a ``--scope`` of their own: designate's, whose value is POOL or ZONE.
+#: Designate's commands that have their own ``--scope``, with the value POOL or ZONE.
 _OWNERS = [("tsigkey", verb) for verb in ("create", "list", "set")]
-#: Commands that make no request, and that help somebody whose scope is wrong.
+#: Commands that make no request, and have to work even if the scope is wrong.
 _OFFLINE = ("help", "complete")
 _DEST = "openstackoid_scopes"
 
 
 def make_client(instance: object) -> None:
-    """Nothing: a scope has no API. The plugin contract asks for this function."""
+    """Do nothing: a scope has no API, but the plugin contract requires this function."""
 
 
 def build_option_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """A parser that knows what *parser* knows, and scopes besides."""
+    """A parser with the options of *parser* and ``--scope``."""
     return ScopeParser(parser)
 
 
 def environment_scope(environ: Mapping[str, str]) -> Scope:
-    """The scope that *environ* asks for: ``OS_SCOPE_<SERVICE>`` over ``OS_SCOPE``.
+    """The scope in *environ*; ``OS_SCOPE_<SERVICE>`` overrides ``OS_SCOPE``.
 
     :raises ScopeError: naming the variable that is wrong.
     """
@@ -77,7 +77,7 @@ def environment_scope(environ: Mapping[str, str]) -> Scope:
 
 
 class _ScopeOption(argparse.Action):
-    """Collects every ``--scope`` in order, and under which of its names it was given."""
+    """Collects every ``--scope`` in order, with the name under which it was given."""
 
     def __call__(
         self,
@@ -90,7 +90,7 @@ class _ScopeOption(argparse.Action):
 
 
 class ScopeParser(AutoPageArgumentParser):
-    """The global options of ``openstack``, completed by what a scope means for them."""
+    """The global options of ``openstack``, completed according to the scope."""
 
     def __init__(self, known: argparse.ArgumentParser) -> None:
         super().__init__(
@@ -109,12 +109,12 @@ class ScopeParser(AutoPageArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """The options, with the scope put into auth URL and region, and what is not theirs.
+        """The options, with the scope in auth URL and region, and the remaining arguments.
 
-        A scope that cannot be used ends the program with status 2 and one line.
+        An unusable scope ends the program with status 2 and a one-line error.
         """
         options, remainder = super().parse_known_args(args, namespace)
-        # Whatever stays in the options becomes a key of the cloud's configuration.
+        # Everything left in the options becomes a key of the cloud's configuration.
         given: list[tuple[str, str]] = vars(options).pop(_DEST)
         environ = _take_environment()
         if options.deferred_help or (remainder and remainder[0] in _OFFLINE):
@@ -135,30 +135,30 @@ class ScopeParser(AutoPageArgumentParser):
         return [match for match in found if match[0] is not self._scope_option]
 
     def _apply(self, scope: Scope, options: argparse.Namespace) -> None:
-        # As osc_lib.shell.OpenStackShell makes it, later, from the options that leave here.
+        # osc_lib.shell.OpenStackShell later makes the same from the options.
         auth_type = "admin_token" if options.endpoint and options.token else "password"
         config = OSC_Config(override_defaults={"auth_type": auth_type})
         home = _select(config, cloud=options.cloud, argparse=options)
         _check_login(home.config["auth_type"])
         auth_url = home.config.get("auth_url") or home.config["auth"].get("auth_url")
         if not auth_url:
-            return  # The command goes no further either: it says itself that the URL is missing.
+            return  # The command will fail by itself: the URL is missing.
         issuer = scope.get("identity")
         if issuer and issuer not in (home.name, home.region_name):
             self._log_in_as(issuer, config, options)
         options.auth_url = scoped_auth_url(auth_url, scope)
 
     def _log_in_as(self, issuer: str, config: OSC_Config, options: argparse.Namespace) -> None:
-        """Make *options* those of the cloud *issuer*; what the command line says itself stays."""
+        """Make *options* those of the cloud *issuer*, except what the command line sets."""
         if issuer not in config.get_cloud_names():
             raise ScopeError(
-                f"identity is {issuer} in the scope, but clouds.yaml has no cloud {issuer!r} "
-                "to take its user and password from: add it there"
+                f"the scope names {issuer} for identity, but clouds.yaml has no cloud {issuer!r} "
+                "with its user and password: add it there"
             )
         for name in ["auth-type", *auth.get_options_list()]:
             dest = name.replace("-", "_")
             if getattr(options, dest, None) == self.get_default(dest):
-                setattr(options, dest, None)  # An OS_* variable: it is about the home instance.
+                setattr(options, dest, None)  # An OS_* variable, which is for the home instance.
         options.cloud = issuer
         options.region_name = _select(config, cloud=issuer).region_name or issuer
 
@@ -166,8 +166,8 @@ class ScopeParser(AutoPageArgumentParser):
 def _take_environment() -> dict[str, str]:
     """Take the variables of this plugin out of the environment.
 
-    openstacksdk makes a cloud of all ``OS_*`` variables, prefers it to the only one in clouds.yaml,
-    and formats its values, where the braces of JSON are an error.
+    openstacksdk makes a cloud of all ``OS_*`` variables and prefers it to a single cloud in
+    clouds.yaml. It also formats the values, and fails at the braces of JSON.
     """
     names = [name for name in os.environ if f"{name}_".startswith(f"{ENVIRONMENT}_")]
     return {name: os.environ.pop(name) for name in names}
@@ -183,7 +183,7 @@ def _parse(text: str, source: str) -> Scope:
 def _command_line_scope(
     given: Iterable[tuple[str, str]], keep_foreign: bool
 ) -> tuple[Scope, list[str]]:
-    """The merged scopes of the command line, and the arguments that are the command's own."""
+    """The merged scopes of the command line, and the arguments that belong to the command."""
     scope, foreign = Scope(), []
     for option, text in given:
         try:
@@ -196,7 +196,7 @@ def _command_line_scope(
 
 
 def _has_own_scope(command: Sequence[str]) -> bool:
-    """Whether *command* has a ``--scope`` itself; its words may be cut short, as cliff allows."""
+    """Whether *command* has its own ``--scope``; cliff allows abbreviated words."""
     return any(
         len(command) > 1
         and command[0].startswith("ts")
@@ -207,19 +207,19 @@ def _has_own_scope(command: Sequence[str]) -> bool:
 
 
 def _select(config: OSC_Config, **selection: Any) -> CloudRegion:  # noqa: ANN401
-    """The cloud that *selection* means in *config*."""
+    """The cloud that *selection* selects in *config*."""
     try:
         return config.get_one(validate=False, **selection)
-    except Exception as error:  # Of any kind: the shell too reports it in a line, a little later.
+    except Exception as error:  # The shell would also report any kind in one line, a little later.
         raise ScopeError(" ".join(str(error).split())) from error
 
 
 def _check_login(auth_type: str) -> None:
-    """Refuse an *auth_type* without an auth URL: the scope would be lost without a word."""
+    """Refuse an *auth_type* without an auth URL: it would silently lose the scope."""
     if auth_type in auth.get_plugin_list() and "auth_url" not in {
         option.dest for option in get_plugin_options(auth_type)
     }:
         raise ScopeError(
             f"auth type {auth_type!r} does not log in, so it cannot carry a scope: "
-            "use another, for example password, and an auth URL"
+            "use another one with an auth URL, for example password"
         )

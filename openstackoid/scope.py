@@ -1,7 +1,7 @@
 """A scope: which instance provides which service, for one request.
 
-This module is the one place that knows how a scope is written: as JSON, in shorthand, as the tag
-of a token and inside an auth URL.
+This module alone knows how a scope is written: as JSON, in shorthand, as the tag of a token and
+inside an auth URL.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 
 from os_service_types import ServiceTypes
 
-#: What stands between a token and its scope in ``X-Auth-Token``.
+#: Separates a token from its scope in ``X-Auth-Token``.
 TAG_MARK = "!SCOPE!"
-#: First element of the path of a scoped auth URL.
+#: The first path element of a scoped auth URL.
 URL_PREFIX = "scope"
-#: The names that an instance may have; they are host names, regions and file names too.
+#: The form of an instance's name, which is also a host name, a region and a file name.
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 
 _AUTHORITY = ServiceTypes()
@@ -30,11 +30,11 @@ _QUOTE.maxstring = _QUOTE.maxother = 80
 
 
 class ScopeError(ValueError):
-    """A scope that cannot be understood; its text is one line that names the culprit."""
+    """A scope is invalid; the text is one line that names the culprit."""
 
 
 def quoted(value: object) -> str:
-    """*value* as an error message shows it: in quotes, and cut where it is long."""
+    """*value* for an error message: in quotes, and truncated if it is long."""
     return _QUOTE.repr(value)
 
 
@@ -52,8 +52,8 @@ def service_type(name: str) -> str:
         official = project and project["service_type"]
     if not official:
         raise ScopeError(
-            f"unknown service type {quoted(name)} in scope: write for example compute, "
-            "identity, image, network, or a project such as nova"
+            f"unknown service type {quoted(name)} in scope: write a type such as compute, "
+            "identity, image or network, or a project such as nova"
         )
     return str(official)
 
@@ -88,7 +88,7 @@ class Scope(Mapping[str, str]):
     def parse(cls, text: str) -> Scope:
         """Read a scope written as JSON, ``{"image": "InstanceTwo"}``, or as ``image=InstanceTwo``.
 
-        Services may go by their aliases and projects; an empty text is the empty scope.
+        *text* may name services by aliases and projects; an empty text is the empty scope.
 
         :raises ScopeError: naming what is wrong with *text*.
         """
@@ -98,12 +98,12 @@ class Scope(Mapping[str, str]):
         for name, instance in pairs:
             service = service_type(name)
             if service in services:
-                raise ScopeError(f"service type {service!r} stands twice in the scope")
+                raise ScopeError(f"service type {service!r} appears twice in the scope")
             services[service] = _instance_name(service, instance)
         return cls(services)
 
     def merged(self, other: Mapping[str, str]) -> Scope:
-        """This scope with the services of *other* put over its own."""
+        """This scope, overridden by the services of *other*."""
         return Scope({**self.services, **other})
 
     def to_json(self) -> str:
@@ -115,7 +115,7 @@ class Scope(Mapping[str, str]):
         return f"{token}{TAG_MARK}{self.to_json()}"
 
     def url_segment(self) -> str:
-        """The scope as it stands in an auth URL: ``scope/<base64url of the JSON, no padding>``."""
+        """The scope in an auth URL: ``scope/<base64url of the JSON, no padding>``."""
         encoded = base64.urlsafe_b64encode(self.to_json().encode()).rstrip(b"=").decode()
         return f"{URL_PREFIX}/{encoded}"
 
@@ -133,18 +133,18 @@ def decode_url_scope(encoded: str) -> str:
 
 
 def scoped_auth_url(auth_url: str, scope: Scope) -> str:
-    """*auth_url* with *scope* in its path, put over the scope that it has already.
+    """*auth_url* with *scope* in its path; *scope* overrides the scope that is already there.
 
     >>> scoped_auth_url("http://127.0.1.1:8888/identity/v3", Scope.parse("image=InstanceTwo"))
     'http://127.0.1.1:8888/scope/eyJpbWFnZSI6Ikluc3RhbmNlVHdvIn0/identity/v3'
 
-    :raises ScopeError: when *auth_url* is no URL, or holds a scope that cannot be understood.
+    :raises ScopeError: when *auth_url* is not a URL, or holds an invalid scope.
     """
     try:
         url = urlsplit(auth_url)
     except ValueError as error:
         raise ScopeError(
-            f"{quoted(auth_url)} is no auth URL: write for example http://HOST:PORT/identity"
+            f"{quoted(auth_url)} is not an auth URL: write http://HOST:PORT/identity, for example"
         ) from error
     path = url.path.lstrip("/")
     if path.startswith(f"{URL_PREFIX}/"):
@@ -183,6 +183,6 @@ def _shorthand_pairs(text: str) -> list[tuple[str, object]]:
 def _instance_name(service: str, instance: object) -> str:
     if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
         raise ScopeError(
-            f"{quoted(instance)} is no instance name (for service {service!r} in the scope)"
+            f"{quoted(instance)} is not an instance name (for service {service!r} in the scope)"
         )
     return instance

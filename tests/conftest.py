@@ -1,4 +1,4 @@
-"""What all tests share: the repository, and a running lab for those that ask for one."""
+"""Shared by all tests: the repository, and a running lab for the tests that need one."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _SLOW = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ask the proxy for a tenth of the generated requests where only fast tests were chosen.
+    """Generate only a tenth of the proxy's requests if only fast tests were chosen.
 
-    All of them take more than a minute, which is most of that layer's time.
+    All of them take more than a minute, most of the time of the fast tests.
     """
     if config.getoption("markexpr") == "fast":
         os.environ.setdefault("OPENSTACKOID_PROXY_CASES", "1000")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is fast, for ``./setup-env.py test -m fast``."""
+    """Mark the fast tests, for ``./setup-env.py test -m fast``."""
     slow = tuple(str(ROOT / "tests" / name) for name in _SLOW)
     for item in items:
         if not str(item.path).startswith(slow):
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class RunningLab:
-    """The lab of this repository, all of it up; its tmux session is on *tmux_socket*."""
+    """The lab of this repository, completely up; its tmux session is on *tmux_socket*."""
 
     config: Lab
     tmux_socket: str
@@ -67,29 +67,29 @@ class RunningLab:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What ``setup-env.py`` gets from us: nothing of another lab or cloud."""
+        """The environment for ``setup-env.py``, without variables of another lab or cloud."""
         return _environment(self.tmux_socket)
 
     def host(self, name: str) -> Host:
-        """Where the instance *name* lives, as its provider says."""
+        """The host of the instance *name*."""
         return next(host for host in provider(self.config).hosts() if host.name == name)
 
     def setup_env(
         self, *arguments: str, stdin: str = "", check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """What ``./setup-env.py ARGUMENTS…`` does and says."""
+        """Run ``./setup-env.py ARGUMENTS…``."""
         return _setup_env(*arguments, socket=self.tmux_socket, stdin=stdin, check=check)
 
     def ssh(
         self, name: str, *argv: str, stdin: str = "", check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """What the command *argv* does and says in the instance *name*."""
+        """Run the command *argv* in the instance *name*."""
         return self.setup_env("ssh", name, "--", *argv, stdin=stdin, check=check)
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[RunningLab]:
-    """The lab, all up; afterwards what was not there before is destroyed, what was down halted."""
+    """The lab, completely up; afterwards, a new lab is destroyed, or its former state restored."""
     socket = f"openstackoid-test-{os.getpid()}"
     existed = (ROOT / ".lab").exists()
     up_before = _names_up(socket) if existed else set()

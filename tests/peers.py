@@ -1,4 +1,4 @@
-"""Peers that no lab has: one that records what it gets, and one that stops answering."""
+"""A peer for tests, which records its requests and can stop answering."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
-#: The path by which a proxy asks whether its peer is well.
+#: The path of a proxy's health check.
 HEALTH = "/healthcheck"
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One request that a peer got; the names of *headers* are in lower case."""
+    """One recorded request; the names of *headers* are in lower case."""
 
     method: str
     path: str
@@ -21,10 +21,10 @@ class Recorded:
 
 
 class RecordingPeer:
-    """A proxy of another instance, in the hands of somebody who keeps what it gets.
+    """A hostile proxy of another instance, which records its requests.
 
-    It is well, and answers every other request with 404. After :meth:`hang` it accepts connections
-    and answers nothing, until :meth:`recover`.
+    It passes health checks, and answers every other request with 404. After :meth:`hang`, it
+    accepts connections but answers nothing, until :meth:`recover`.
 
     >>> with RecordingPeer("127.0.2.1", 8888) as peer:
     ...     print(peer.address, peer.requests)
@@ -50,7 +50,7 @@ class RecordingPeer:
         self._answers.clear()
 
     def recover(self) -> None:
-        """Answer again, late requests too."""
+        """Answer again, including requests that wait."""
         self._answers.set()
 
     def __enter__(self) -> RecordingPeer:
@@ -76,7 +76,7 @@ class RecordingPeer:
             def handle_one_request(self) -> None:
                 try:
                     super().handle_one_request()
-                except OSError:  # Who asked has given up.
+                except OSError:  # The client has given up.
                     self.close_connection = True
 
             def answer(self) -> None:
@@ -92,6 +92,6 @@ class RecordingPeer:
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing: pytest has enough to show."""
+                """Log nothing: pytest shows enough."""
 
         return Handler

@@ -7,7 +7,7 @@ from importlib import import_module
 from lab.config import Lab
 from lab.providers.base import Provider
 
-#: Where the class of each provider is: only the chosen one is imported.
+#: The module and class of each provider; only the chosen module is imported.
 PROVIDERS = {
     "local": "lab.providers.local:Local",
     "vagrant": "lab.providers.vagrant:Vagrant",
@@ -16,7 +16,7 @@ PROVIDERS = {
 
 
 def provider(lab: Lab) -> Provider:
-    """The provider of *lab*; a lab that was not brought up and has none yet is local."""
+    """The provider of *lab*; ``local`` if the lab was never up and has none yet."""
     name = "local" if lab.provider == "auto" else lab.provider
     module, _, cls = PROVIDERS[name].partition(":")
     found: type[Provider] = getattr(import_module(module), cls)

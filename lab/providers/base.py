@@ -1,4 +1,4 @@
-"""What every provider is: it gives hosts that ssh reaches, whatever they are made of."""
+"""The base class of providers, which supply hosts that ssh reaches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lab.steps import Steps
 
 @dataclass(frozen=True)
 class Host:
-    """Where one instance lives; all paths are paths on that host.
+    """The host of one instance; all paths are paths on that host.
 
-    *directory* is the instance's own, *shared* belongs to all instances on the same host, *home*
-    is where a login lands; *source* is this repository there, *python* a Python to base virtual
-    environments on, *uv* the path of uv; *environment* has the variables by which packages are
-    fetched there. *user* is who logs in. A host that *outlives_lab* has to be left as it was found.
+    *directory* is the instance's own; all instances on the host share *shared*; *home* is the
+    directory after a login. *source* is this repository there, *python* a Python to base virtual
+    environments on, *uv* the path of uv. *environment* has the variables that downloads of packages
+    need there. *user* is the user who logs in. A host that *outlives_lab* must be left as it was.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a stack needs of each host: Debian packages, and whether its user may become root."""
+    """What a stack needs on each host: Debian packages, and whether its user must become root."""
 
     packages: tuple[str, ...] = ()
     root: bool = False
@@ -45,7 +45,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of ``doctor``: *what* is needed; where it is missing, *mend* is the way out."""
+    """One line of ``doctor``: *what* is needed, and if it is missing, how to *mend* that."""
 
     what: str
     present: bool
@@ -53,11 +53,11 @@ class Finding:
 
 
 class Provider(ABC):
-    """Hosts for the instances of *lab*, from nothing to gone."""
+    """Makes, finds and removes hosts for the instances of *lab*."""
 
-    #: As it is called in lab.yaml.
+    #: The name in lab.yaml.
     name: str
-    #: Whether its hosts are this machine.
+    #: Whether all hosts are on this machine.
     is_here: bool = False
 
     def __init__(self, lab: Lab) -> None:
@@ -65,28 +65,28 @@ class Provider(ABC):
         self._remotes: dict[str, Remote] = {}
 
     def connect(self, host: Host) -> Remote:
-        """The connection to *host*; one for all who ask."""
+        """The connection to *host*, which all callers share."""
         if host.name not in self._remotes:
             self._remotes[host.name] = Remote(self.ssh_config, host.name)
         return self._remotes[host.name]
 
     @property
     def debian_packages(self) -> tuple[str, ...]:
-        """Debian packages that it needs on this machine."""
+        """The Debian packages that the provider needs on this machine."""
         return ()
 
     @property
     def ssh_config(self) -> Path:
-        """A configuration for ``ssh -F`` in which every instance is a host of its own name."""
+        """A configuration for ``ssh -F`` in which each instance is a host with its name."""
         return self.lab.state / "ssh_config"
 
     @abstractmethod
     def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
-        """Bring the hosts *names* up, from any state, with what a stack *needs* of them.
+        """Bring the hosts *names* up, from any state, with what a stack *needs* there.
 
-        Afterwards ssh reaches them.
+        Afterwards, ssh reaches them.
 
-        :raises LabError: when one of them cannot be brought up.
+        :raises LabError: when one of them does not come up.
         """
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Provider(ABC):
 
     @abstractmethod
     def halt(self, names: Sequence[str]) -> None:
-        """Stop the hosts *names*; what is stopped or unknown already is no error."""
+        """Stop the hosts *names*; ignore stopped and unknown hosts."""
 
     @abstractmethod
     def destroy(self) -> None:
@@ -106,5 +106,5 @@ class Provider(ABC):
         """Whether ssh reaches the host *name*."""
 
     def doctor(self) -> list[Finding]:
-        """What else than packages this provider needs from the machine, present or missing."""
+        """What this provider needs on this machine besides packages, present or missing."""
         return []

@@ -1,4 +1,4 @@
-"""The provider ``hosts``: machines that are there already, and stay when the lab goes."""
+"""The provider ``hosts``: existing machines, which stay when the lab goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.providers.base import Finding
 from lab.providers.machines import Machines
 from lab.steps import Steps
 
-#: What of the user's own ssh configuration holds for the lab, too (``ssh -G``, ssh_config(5)).
+#: Options of the user's ssh configuration that the lab adopts (``ssh -G``, ssh_config(5)).
 _OPTIONS = frozenset(
     {
         "hostname",
@@ -33,22 +33,22 @@ _QUIETLY = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 
 
 class Hosts(Machines):
-    """Machines that ``ssh`` in lab.yaml says how to reach, by default their address."""
+    """Machines that are reached at ``ssh`` in lab.yaml; the default is their address."""
 
     name = "hosts"
     machines_stay = True
     debian_packages = ("openssh-client",)
 
     def halt(self, names: Sequence[str]) -> None:
-        """End what runs for the instances; the machines go on."""
+        """End the instances' processes; the machines keep running."""
         for name in names:
             if self.is_up(name):
                 provision.end_processes(self.administrator(name))
 
     def destroy(self) -> None:
-        """Take everything off the machines that was put there.
+        """Remove from the machines everything that the lab put there.
 
-        :raises LabError: when one of them is out of reach.
+        :raises LabError: when one of them is unreachable.
         """
         begun = [
             name for name in self.lab.names if (self._directory / f"{name}.administrator").exists()
@@ -58,7 +58,7 @@ class Hosts(Machines):
             for_each(begun, lambda name: provision.remove(self.administrator(name), key))
 
     def doctor(self) -> list[Finding]:
-        """Whether ssh gets into each of the machines."""
+        """Whether ssh can log in to each of the machines."""
         return [
             Finding(
                 f"ssh {_target(one)} for {one.name}",
@@ -69,7 +69,7 @@ class Hosts(Machines):
                     check=False,
                 ).returncode
                 == 0,
-                "ssh in lab.yaml names a place where your key lets you in",
+                "set ssh in lab.yaml to a target that accepts your key",
             )
             for one in self.lab.instances
         ]
@@ -78,7 +78,7 @@ class Hosts(Machines):
         return " ".join(["ssh", "-o BatchMode=yes", *_words(self.lab.instance(name))])
 
     def _start(self, names: Sequence[str], steps: Steps) -> Mapping[str, str]:
-        """Find out how ssh gets there; they run already."""
+        """Find out how ssh reaches them; they run already."""
         return {name: _section(self.lab.instance(name)) for name in names}
 
 
@@ -92,7 +92,7 @@ def _words(instance: Instance) -> list[str]:
 
 
 def _section(instance: Instance) -> str:
-    """The user's own ssh configuration for the place of *instance*, under the instance's name."""
+    """The user's ssh configuration for the target of *instance*, under the instance's name."""
     shown = subprocess.run(
         ["ssh", "-G", *_words(instance)],
         stdin=subprocess.DEVNULL,
@@ -107,9 +107,9 @@ def _section(instance: Instance) -> str:
 
 
 def _by_command(option: str) -> str:
-    """*option*, where a ``ProxyJump`` has become the ``ProxyCommand`` that ssh makes of it.
+    """*option*, with a ``ProxyJump`` turned into an equivalent ``ProxyCommand``.
 
-    Names of jump hosts are known to the user's own configuration only, which this command reads.
+    Only the user's own configuration knows the names of jump hosts, and this command reads it.
     """
     keyword, _, jumps = option.partition(" ")
     if keyword != "proxyjump":

@@ -1,4 +1,4 @@
-"""The local provider: a host is a loopback address and a directory with an sshd of its own."""
+"""The local provider: a host is a loopback address and a directory, with its own sshd."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SSH_PORT = 2222
 if TYPE_CHECKING:
     from lab.supervision import Supervisor
 
-#: Variables by which a user tells uv where packages come from, and how to trust that place.
+#: Variables by which a user configures uv's package index and its certificates.
 _PACKAGE_VARIABLES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# sshd's privilege separation directory, compiled in; only a root's sshd asks for it.
+# sshd's privilege separation directory, compiled in; only root's sshd needs it.
 _PRIVSEP = Path("/run/sshd")
-#: How long an sshd or the supervisor may take to answer.
+#: Seconds that an sshd or the supervisor may take to answer.
 _PATIENCE = 20.0
 
 _SSHD_CONFIG = Template("""\
-# The sshd of $name. Key only, of and for the one user who runs the lab.
+# The sshd of $name. It accepts only the lab's key, and only the user who runs the lab.
 ListenAddress $address:$port
 HostKey $directory/ssh/host_key
 PidFile none
@@ -47,14 +47,14 @@ PidFile none
 AllowUsers $user
 AuthenticationMethods publickey
 AuthorizedKeysFile $directory/ssh/authorized_keys
-# The repository may lie below a directory that others can write to, such as /tmp.
+# The repository may be below a directory that others can write to, such as /tmp.
 StrictModes no
 PermitRootLogin prohibit-password
 UsePAM $pam
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 
-# Nothing of the caller's environment comes in; everything that runs here bears the lab's marks.
+# The caller's environment stays outside; all processes here have the lab's marks.
 PermitUserEnvironment no
 SetEnv HOME=$directory/home PATH=$path LANG=C.UTF-8 $marks
 ForceCommand $directory/login
@@ -109,7 +109,7 @@ stdout_logfile = $state/log/$name-sshd.log
 
 
 class Local(Provider):
-    """Instance *n* is a loopback address and a directory of this machine."""
+    """Instance *n* is a loopback address and a directory on this machine."""
 
     name = "local"
     debian_packages = ("openssh-client", "openssh-server")
@@ -130,7 +130,7 @@ class Local(Provider):
         )
 
     def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
-        """Give each of *names* its directory and its sshd."""
+        """Give each instance in *names* its directory and its sshd."""
         instances = [one for one in self.lab.instances if one.name in names]
         sshd = _program("sshd")
         changed = self._write_files(sshd)
@@ -149,7 +149,7 @@ class Local(Provider):
         return [self._host(one) for one in instances]
 
     def hosts(self) -> list[Host]:
-        """The hosts whose directories are there."""
+        """The hosts whose directories exist."""
         return [
             self._host(one)
             for one in self.lab.instances
@@ -157,7 +157,7 @@ class Local(Provider):
         ]
 
     def halt(self, names: Sequence[str]) -> None:
-        """Stop the sshd of each of *names* and whatever else runs there."""
+        """Stop the sshd of each instance in *names*, and everything else that runs there."""
         if self._supervisor.running():
             with _as_lab_error():
                 for name in names:
@@ -169,17 +169,17 @@ class Local(Provider):
         self._tidy()
 
     def destroy(self) -> None:
-        """Stop every process of the lab; its files are all below the lab's state."""
+        """Stop every process of the lab; all its files are in the lab's state."""
         self._kill_supervisor()
         processes.stop_all(self.lab.state)
         _remove_privilege_separation_directory(self._directory)
 
     def is_up(self, name: str) -> bool:
-        """Whether the sshd of *name* greets."""
+        """Whether the sshd of *name* sends its greeting."""
         return _greets(str(self.lab.instance(name).address))
 
     def doctor(self) -> list[Finding]:
-        """Whether the addresses' ports are free, or ours."""
+        """Whether the ports of sshd are free, or ours."""
         return [
             Finding(
                 f"{one.address}:{SSH_PORT} for {one.name}",
@@ -225,7 +225,7 @@ class Local(Provider):
         }
 
     def _write_files(self, sshd: str) -> list[str]:
-        """Write what is missing or differs, for all of the lab; who got another sshd_config."""
+        """Write missing and changed files for the whole lab; return whose sshd_config changed."""
         changed = []
         state, provider = self.lab.state, self._directory
         for directory in (state, provider, state / "log", state / "shared"):
@@ -257,7 +257,7 @@ class Local(Provider):
         return changed
 
     def _kill_supervisor(self) -> None:
-        """End the supervisor before it brings anything back; it has nothing to lose."""
+        """Kill the supervisor, which has no data, before it restarts anything."""
         configuration = str(self._directory / "supervisord.conf")
         found = [
             process
@@ -269,7 +269,7 @@ class Local(Provider):
         processes.wait(found, _PATIENCE)
 
     def _tidy(self) -> None:
-        """Stop sshds and supervisors that nobody looks after any more; sessions stay."""
+        """Stop sshds and supervisors that a dead supervisor left; sessions stay."""
         if self._supervisor.running():
             return
         configurations = [
@@ -288,7 +288,7 @@ class Local(Provider):
             taker = ports.taker(address, SSH_PORT)
             if taker is not None:
                 raise LabError(
-                    f"{instance.name}: {address}:{SSH_PORT} is taken by {taker}: stop that, or "
+                    f"{instance.name}: {address}:{SSH_PORT} is taken by {taker}: stop it, or "
                     "change the address in lab.yaml"
                 )
             with _as_lab_error():
@@ -300,7 +300,7 @@ class Local(Provider):
                 last = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
                 raise LabError(
                     f"{instance.name}: sshd does not answer on {address}:{SSH_PORT}: "
-                    f"{' '.join(last) or 'it says nothing'}; see {log}"
+                    f"{' '.join(last) or 'no output'}; see {log}"
                 )
             time.sleep(0.02)
 
@@ -346,9 +346,9 @@ def _greets(address: str) -> bool:
 
 
 def _root_is_locked() -> bool:
-    """Whether we are a root whose account is locked, as an installer without root password does.
+    """Whether we are root and that account is locked: some installers set no root password.
 
-    sshd refuses such a user even with a key, unless PAM decides (``UsePAM`` in sshd_config(5)).
+    sshd refuses a locked user even with a key, unless PAM decides (``UsePAM`` in sshd_config(5)).
     """
     if os.geteuid() != 0:
         return False
@@ -366,7 +366,7 @@ def _make_privilege_separation_directory(provider: Path) -> None:
 
 
 def _remove_privilege_separation_directory(provider: Path) -> None:
-    """Remove /run/sshd where we made it, unless another sshd has come to need it."""
+    """Remove /run/sshd if we made it, unless another sshd now needs it."""
     if (provider / "made-run-sshd").exists() and not any(
         process.info["name"] == "sshd" for process in psutil.process_iter(["name"])
     ):

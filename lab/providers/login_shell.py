@@ -1,4 +1,4 @@
-"""What a login to an instance finds, whatever provider its host is from."""
+"""The scripts of a login to an instance, the same for all providers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from string import Template
 
 _LOGIN = Template("""\
 #!/bin/bash
-# What every login to $name runs (ForceCommand of its sshd): a shell, or the one command that was
-# asked for, with the profile that the stack wrote.
+# Every login to $name runs this script (ForceCommand of its sshd): it starts a shell or the
+# requested command, with the profile that the stack wrote.
 cd "$$HOME" || exit
 if [[ -r .profile ]]; then
     # shellcheck disable=SC1091
@@ -34,17 +34,17 @@ PS1='stack@$name:\\w$$ '
 
 
 def login(name: str, directory: Path) -> str:
-    """The script that every login to the instance *name* runs; *directory* is the instance's."""
+    """The script for every login to the instance *name*; *directory* is the instance's."""
     return _LOGIN.substitute(name=name, directory=directory)
 
 
 def bashrc(name: str) -> str:
-    """The start of an interactive shell in the instance *name*: ``bashrc`` in its directory."""
+    """``bashrc`` in the directory of the instance *name*, for interactive shells."""
     return _BASHRC.substitute(name=name)
 
 
 def key(path: Path) -> str:
-    """The public half of the key at *path*, which is made where it is missing or half made."""
+    """The public half of the key at *path*; makes the key if it is missing or incomplete."""
     public = path.with_name(path.name + ".pub")
     if not public.exists() or not public.read_text().strip():
         path.unlink(missing_ok=True)

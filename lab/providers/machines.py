@@ -1,7 +1,7 @@
-"""Hosts that are machines of their own, made or found: what Vagrant's and existing ones share.
+"""Hosts that are real machines: the common code for Vagrant's and existing machines.
 
-Somebody who may become root comes in by ssh already; from there each machine gets a user for its
-instance, who bears the lab's key, this repository's source and the Debian packages of the stack.
+Each machine already has an account that ssh reaches and that may become root. Through it, the lab
+adds a user with the lab's key, this repository's source and the Debian packages of the stack.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PYTHON = "/usr/bin/python3"
 
 @dataclass(frozen=True)
 class SshEndpoint:
-    """Where ssh finds a machine: host name and port, its host keys, a proxy command if any."""
+    """How ssh reaches a machine: host name, port, host keys and an optional proxy command."""
 
     hostname: str
     port: int
@@ -36,13 +36,13 @@ class SshEndpoint:
     proxy_command: str = ""
 
     def known_hosts(self) -> str:
-        """Lines for a file of known hosts."""
+        """Lines for a known_hosts file."""
         usual = self.port == 22  # noqa: PLR2004 - sshd(8), SSH_KNOWN_HOSTS FILE FORMAT
         place = self.hostname if usual else f"[{self.hostname}]:{self.port}"
         return "".join(f"{place} {key}\n" for key in self.keys)
 
     def ssh_config(self, name: str, provider: Path) -> str:
-        """A section for ``ssh_config``, by which the instance's user gets in."""
+        """A section of ``ssh_config`` for logins as the instance's user."""
         lines = [
             f"Host {name}",
             f"HostName {self.hostname}",
@@ -63,9 +63,9 @@ class SshEndpoint:
 
 
 class Machines(Provider):
-    """Machines that let somebody in already: ``NAME.administrator`` is the ssh_config for that."""
+    """Machines that an administrator can log in to, with the ssh_config ``NAME.administrator``."""
 
-    #: Whether the machines are there after the lab.
+    #: Whether the machines outlive the lab.
     machines_stay = False
 
     def __init__(self, lab: Lab) -> None:
@@ -75,14 +75,14 @@ class Machines(Provider):
 
     @abstractmethod
     def _start(self, names: Sequence[str], steps: Steps) -> Mapping[str, str]:
-        """Have the machines *names* run; a section of ssh_config for each's administrator.
+        """Start the machines *names*; return an ssh_config section for each administrator.
 
-        :raises LabError: when one of them does not.
+        :raises LabError: when one of them does not start.
         """
 
     @abstractmethod
     def _way_in(self, name: str) -> str:
-        """What a user types to get into the machine *name* without the lab."""
+        """The command by which a user logs in to the machine *name* without the lab."""
 
     def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
         """Start the machines, and prepare each for its instance."""
@@ -130,7 +130,7 @@ class Machines(Provider):
         ]
 
     def is_up(self, name: str) -> bool:
-        """Whether an sshd greets where that of *name* was; behind a proxy, whether it lets in."""
+        """Whether sshd greets at the last address of *name*; behind a proxy, whether we get in."""
         endpoint = self._endpoints().get(name)
         if endpoint is None:
             return False
@@ -148,10 +148,10 @@ class Machines(Provider):
             return False
 
     def administrator(self, name: str) -> Administrator:
-        """Who may become root on the machine *name*, which was started."""
+        """The account on the machine *name* that may become root."""
         if name not in self._administrators:
             config = self._directory / f"{name}.administrator"
-            remote = Remote(config, name, f"see whether `{self._way_in(name)}` gets in")
+            remote = Remote(config, name, f"check that `{self._way_in(name)}` logs in")
             self._administrators[name] = Administrator(remote)
         return self._administrators[name]
 

@@ -1,7 +1,7 @@
-"""What is put on a machine before a stack comes: small steps, each of which may be repeated.
+"""Prepare a machine for a stack, in small steps that can be repeated.
 
-Everything lies below the home of one user, made for it, but for what Debian has places for: the
-packages, ``sudoers.d``, ``apt.conf.d``. ``/var/lib/openstackoid`` keeps what has to be undone.
+Everything is in the home of a new user, except for the packages and the files in ``sudoers.d`` and
+``apt.conf.d``. ``/var/lib/openstackoid`` records what has to be undone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lab.providers import login_shell
 from lab.providers.base import Host, Needs
 from lab.ssh import Remote, Result
 
-#: The instance's user and home, as DevStack's tools/create-stack-user.sh makes them.
+#: The instance's user and home, the same as DevStack's tools/create-stack-user.sh makes.
 USER = "stack"
 HOME = Path("/opt/stack")
 #: This repository on the machine.
@@ -30,7 +30,7 @@ PARTS = (
     *("openstackoid", "lab", "devstack"),
     *("pyproject.toml", "constraints.txt", "README.org", "LICENSE"),
 )
-#: What every stack needs: uv comes by venv and pip, from an index whose certificate Debian knows.
+#: Packages for every stack: venv and pip install uv, from an index whose certificate Debian knows.
 PACKAGES = ("ca-certificates", "python3-venv")
 
 _NOTES = Path("/var/lib/openstackoid")
@@ -45,7 +45,7 @@ _OLDEST_PYTHON = (3, 11)
 
 
 class Administrator:
-    """Somebody on a machine who is root, or becomes it by sudo without a password."""
+    """An account on a machine that is root, or that may use sudo without a password."""
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
@@ -72,12 +72,12 @@ class Administrator:
         return self.run(["test", "-e", path], check=False).ok
 
     def read(self, path: Path) -> str | None:
-        """What the file *path* holds; None where there is none."""
+        """The content of the file *path*; None if there is no such file."""
         found = self.run(["cat", path], check=False)
         return found.stdout if found.ok else None
 
     def write(self, path: Path, text: str, mode: str = "0644", owner: str = "root") -> None:
-        """Have the file *path* hold *text*, whole or not at all."""
+        """Write *text* to the file *path*, atomically."""
         if self.read(path) == text:
             return
         draft = f"{path}.new"
@@ -92,21 +92,21 @@ class Administrator:
         if self.remote.run(["sudo", "-n", "true"], check=False).ok:
             return ["sudo", "-n", "--"]
         raise LabError(
-            f"{self.remote.name}: who comes in there may not become root: let ssh in lab.yaml name "
-            "root, or a user who may use sudo without a password"
+            f"{self.remote.name}: the ssh user may not become root: set ssh in lab.yaml to root, "
+            "or to a user who may use sudo without a password"
         )
 
 
 @dataclass(frozen=True)
 class Source:
-    """This repository as a machine needs it: a tar archive, and a digest of what is in it."""
+    """The parts of this repository for a machine: a tar archive, and a digest of its content."""
 
     archive: bytes
     digest: str
 
     @classmethod
     def of(cls, root: Path) -> Source:
-        """What is in the repository *root* now, committed or not."""
+        """The present files of the repository *root*, committed or not."""
         digest, stream = hashlib.sha256(), io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as archive:
             for path in sorted(_files(root)):
@@ -125,7 +125,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What all machines of a lab get: its public *key* lets in, and a stack *needs* some things."""
+    """What every machine gets: the public *key*, the *source* and what a stack *needs*."""
 
     key: str
     source: Source
@@ -139,9 +139,9 @@ class Preparation:
         log: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
-        """Make a machine ready for the instance *name*; *say* is told which packages come in.
+        """Prepare a machine for the instance *name*, and *say* which packages are installed.
 
-        :raises LabError: when the machine is another's, too old, or a package does not come in.
+        :raises LabError: when the machine belongs to another lab or is too old, or apt fails.
         """
         _check_python(administrator)
         _claim(administrator, self.key)
@@ -152,7 +152,7 @@ class Preparation:
 
 
 def remove(administrator: Administrator, key: str) -> None:
-    """Take everything off a machine that the lab with this *key* put there; from any state."""
+    """Remove everything that the lab with this *key* put on a machine, from any state."""
     if administrator.read(_OWNER) != f"{key}\n":
         return
     end_processes(administrator)
@@ -166,7 +166,7 @@ def remove(administrator: Administrator, key: str) -> None:
 
 
 def end_processes(administrator: Administrator) -> None:
-    """End every process of the instance's user, who has no others than ours."""
+    """End every process of the instance's user; all of them are ours."""
     if not administrator.exists(_OWNER):
         return
     identity = administrator.run(["id", "-u", USER], check=False).stdout.strip()
@@ -175,7 +175,7 @@ def end_processes(administrator: Administrator) -> None:
 
 
 def host_keys(administrator: Administrator) -> list[str]:
-    """The machine's public host keys, ``TYPE KEY`` each."""
+    """The machine's public host keys, each as ``TYPE KEY``."""
     listing = administrator.run(
         ["find", "/etc/ssh", "-name", "ssh_host_*_key.pub", "-exec", "cat", "{}", "+"]
     ).stdout
@@ -183,7 +183,7 @@ def host_keys(administrator: Administrator) -> list[str]:
 
 
 def environment(mirrors: Mirrors) -> dict[str, str]:
-    """The variables by which pip and uv on a machine find packages, and trust where they are."""
+    """The variables that tell pip and uv on a machine the package index and its certificates."""
     found = {"PIP_CERT": _CERTIFICATES, "SSL_CERT_FILE": _CERTIFICATES}
     if mirrors.pip:
         found |= {"PIP_INDEX_URL": str(mirrors.pip), "UV_DEFAULT_INDEX": str(mirrors.pip)}
@@ -194,7 +194,7 @@ def environment(mirrors: Mirrors) -> dict[str, str]:
 
 
 def install_uv(remote: Remote, host: Host) -> None:
-    """Have uv where *host* says; *remote* comes in as the instance's user."""
+    """Install uv at the path that *host* names; *remote* logs in as the instance's user."""
     uv = Path(host.uv)
     if remote.run(["test", "-x", str(uv)], check=False).ok:
         return
@@ -211,19 +211,21 @@ def _check_python(administrator: Administrator) -> None:
     found = administrator.run(["python3", "-c", code], check=False).stdout.split()
     if len(found) != 2 or tuple(map(int, found)) < _OLDEST_PYTHON:  # noqa: PLR2004
         raise LabError(
-            f"{administrator.remote.name}: its Python is {'.'.join(found) or 'missing'}, and 3.11 "
-            "is needed: take a machine with Debian 12 or later"
+            f"{administrator.remote.name}: its Python is {'.'.join(found) or 'missing'}, but 3.11 "
+            "is needed: use a machine with Debian 12 or later"
         )
 
 
 def _claim(administrator: Administrator, key: str) -> None:
-    """Make sure that the machine is ours, or nobody's: what we make there we also remove."""
+    """Claim the machine, unless it has another owner: we will remove everything that we add."""
     owner = administrator.read(_OWNER)
     if owner == f"{key}\n":
         return
     name = administrator.remote.name
     if owner is not None:
-        raise LabError(f"{name}: the machine has an instance of another lab: `destroy` that first")
+        raise LabError(
+            f"{name}: the machine has an instance of another lab: destroy that lab first"
+        )
     signs: dict[str, list[str | Path]] = {
         f"a user {USER}": ["id", "-u", USER],
         str(HOME): ["test", "-e", HOME],
@@ -231,8 +233,8 @@ def _claim(administrator: Administrator, key: str) -> None:
     taken = [what for what, test in signs.items() if administrator.run(test, check=False).ok]
     if taken:
         raise LabError(
-            f"{name}: the machine has {' and '.join(taken)} already, which this lab did not make: "
-            "take another machine, or remove that"
+            f"{name}: the machine already has {' and '.join(taken)}, not made by this lab: "
+            "use another machine, or remove that"
         )
     administrator.run(["mkdir", "-p", _NOTES])
     administrator.write(_OWNER, f"{key}\n")
@@ -243,7 +245,7 @@ def _make_user(administrator: Administrator, name: str, key: str, *, may_become_
         administrator.run(
             ["useradd", "--create-home", "--home-dir", HOME, "--shell", "/bin/bash", USER]
         )
-    # DevStack's services run as others, who pass through here.
+    # DevStack runs services as other users, who need access through this directory.
     administrator.run(["chmod", "0755", HOME])
     for directory in (".ssh", "instance", "shared"):
         administrator.run(["install", "-d", "-m", "0700", "-o", USER, HOME / directory])
@@ -267,7 +269,7 @@ def _put_source(administrator: Administrator, source: Source) -> None:
     administrator.run(["install", "-d", "-o", USER, fresh])
     administrator.run(["tar", "-xzf", upload, "-C", fresh, "--no-same-owner"])
     administrator.run(["rm", "-f", upload])
-    # The history by which DevStack takes the source as a plugin goes on (lab.stacks.devstack).
+    # Keep the git history: DevStack clones the source as a plugin (lab.stacks.devstack).
     if administrator.exists(SOURCE / ".git"):
         administrator.run(["mv", SOURCE / ".git", fresh])
     administrator.run(["chown", "-R", f"{USER}:", fresh])
@@ -287,7 +289,7 @@ Acquire::https::Proxy "$proxy";
 
 
 def _use_mirrors(administrator: Administrator, mirrors: Mirrors) -> None:
-    """Point apt and pip at the mirrors; nothing that was there before is changed."""
+    """Point apt and pip at the mirrors, without changing any existing file."""
     apt = ""
     if mirrors.apt:
         release = administrator.run(["sh", "-c", ". /etc/os-release; echo $VERSION_CODENAME"])
@@ -304,7 +306,7 @@ def _use_mirrors(administrator: Administrator, mirrors: Mirrors) -> None:
 
 
 def _write_pip_conf(administrator: Administrator, setting: str) -> None:
-    """Have pip's configuration hold *setting*, or nothing of ours; one that is there stays."""
+    """Write *setting* to pip's configuration, or remove ours; a foreign configuration stays."""
     before = administrator.read(_PIP_CONF)
     if before is not None and not before.startswith(_PIP_MARK):
         return

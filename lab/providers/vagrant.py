@@ -1,4 +1,4 @@
-"""The provider ``vagrant``: machines that the Vagrantfile describes, driven by python-vagrant."""
+"""The provider ``vagrant``: the Vagrantfile's machines, controlled with python-vagrant."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = {
         "vagrant-libvirt",
         "libvirt-daemon-system",
         "qemu-system-x86",
-        # Only recommended by those, and nothing starts without them.
+        # The others only recommend these, but no machine starts without them.
         "qemu-utils",
         "dnsmasq-base",
     ),
@@ -35,7 +35,7 @@ _PACKAGES = {
 
 
 class Vagrant(Machines):
-    """One machine for each instance, of whatever hypervisor Vagrant uses."""
+    """One machine for each instance, on Vagrant's hypervisor."""
 
     name = "vagrant"
 
@@ -45,9 +45,9 @@ class Vagrant(Machines):
 
     @property
     def debian_packages(self) -> tuple[str, ...]:
-        """Those of Vagrant and its hypervisor that this machine lacks; it is asked only here."""
+        """The packages of Vagrant and its hypervisor that this machine lacks; probes for them."""
         packages = ["openssh-client"]
-        # Who has Vagrant from elsewhere, HashiCorp's for example, keeps it.
+        # A Vagrant from elsewhere, for example from HashiCorp, stays.
         if shutil.which("vagrant") is None:
             packages.append("vagrant")
         if self._chosen and not hypervisors.works(self._chosen):
@@ -60,7 +60,7 @@ class Vagrant(Machines):
         self._call(lambda vagrant: [vagrant.halt(vm_name=name) for name in made])
 
     def destroy(self) -> None:
-        """``vagrant destroy``, and what Vagrant keeps of machines that are gone."""
+        """``vagrant destroy``, then remove Vagrant's files about the former machines."""
         kept = self.lab.root / ".vagrant"
         if any(kept.glob("machines/*/*/id")):
             self._call(lambda vagrant: vagrant.destroy())
@@ -68,13 +68,13 @@ class Vagrant(Machines):
             shutil.rmtree(kept, ignore_errors=True)
 
     def doctor(self) -> list[Finding]:
-        """Whether Vagrant finds a hypervisor that works."""
+        """Whether Vagrant has a working hypervisor."""
         found = hypervisors.find(self._chosen)
         mend = "install VirtualBox or libvirt, or name another provider in lab.yaml's vagrant"
         return [Finding("a hypervisor for Vagrant", found.usable, f"{found.why}: {mend}")]
 
     def _start(self, names: Sequence[str], steps: Steps) -> Mapping[str, str]:
-        """``vagrant up``; Vagrant starts them side by side where its provider can."""
+        """``vagrant up``; Vagrant starts machines in parallel if its provider can."""
         if self.lab.vagrant is None:
             raise LabError("lab.yaml: the provider vagrant needs the section vagrant")
         wanted: Sequence[str | None] = names
@@ -94,15 +94,15 @@ class Vagrant(Machines):
         return f"vagrant ssh {name}"
 
     def _ssh_config(self, name: str) -> str:
-        """Asked again after each start: forwarded ports change."""
+        """Vagrant's ssh_config, read after each start: forwarded ports change."""
         return self._call(lambda vagrant: str(vagrant.ssh_config(vm_name=name)))
 
     def _call(self, action: Callable[..., T]) -> T:
-        """What *action* makes of Vagrant; its own words on standard error become ours.
+        """The result of *action* with Vagrant.
 
-        :raises LabError: when Vagrant fails.
+        :raises LabError: when Vagrant fails, with its standard error.
         """
-        import vagrant  # noqa: PLC0415 - warns at import where there is no Vagrant
+        import vagrant  # noqa: PLC0415 - warns at import if Vagrant is not installed
 
         with tempfile.TemporaryFile("w+") as errors:
 

@@ -1,4 +1,4 @@
-"""The stacks: ways to put an OpenStack on a host."""
+"""The stacks: ways to install an OpenStack on a host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lab.config import Lab
 from lab.errors import LabError
 from lab.stacks.base import Connect, Stack
 
-#: Where the class of each stack is: only the chosen one is imported.
+#: The module and class of each stack; only the chosen module is imported.
 STACKS = {"wheels": "lab.stacks.wheels:Wheels", "devstack": "lab.stacks.devstack:DevStack"}
 
 

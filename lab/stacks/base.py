@@ -1,4 +1,4 @@
-"""What every stack is: an OpenStack, put on hosts that ssh reaches."""
+"""The base class of stacks, which install OpenStack on hosts that ssh reaches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.providers.base import Host, Needs
 from lab.ssh import Remote
 from lab.steps import Steps
 
-#: Opens (once, then again the same) the connection to a host.
+#: Returns the connection to a host, the same one each time.
 Connect = Callable[[Host], Remote]
 
 
@@ -30,7 +30,7 @@ class ServiceState:
 
 @dataclass(frozen=True)
 class InstanceStatus:
-    """What an instance looks like now: its services, and its proxy's view of each peer."""
+    """The present state of an instance: its services, and its proxy's view of each peer."""
 
     name: str
     address: str
@@ -41,11 +41,11 @@ class InstanceStatus:
 class Stack(ABC):
     """An OpenStack on each of the hosts of *lab*; *connect* reaches a host."""
 
-    #: As it is called in lab.yaml.
+    #: The name in lab.yaml.
     name: str
-    #: What it needs of each host.
+    #: What it needs on each host.
     needs: Needs = Needs()
-    #: The accounts that get a generated password in each instance, ``admin`` among them.
+    #: The accounts, including ``admin``, that get a generated password in each instance.
     accounts: tuple[str, ...] = ("admin", "demo")
     #: The account that the panes of other instances use: an ordinary user of the project ``demo``.
     member: str = "demo"
@@ -68,16 +68,16 @@ class Stack(ABC):
     def up(self, hosts: Sequence[Host], steps: Steps) -> None:
         """Bring the OpenStacks on *hosts* up, from any state.
 
-        :raises LabError: when one of them cannot be brought up.
+        :raises LabError: when one of them does not come up.
         """
 
     @abstractmethod
     def halt(self, hosts: Sequence[Host]) -> None:
-        """Stop the OpenStacks on *hosts*, keeping their data; stopped already is no error."""
+        """Stop the OpenStacks on *hosts*, keeping their data; ignore stopped ones."""
 
     @abstractmethod
     def destroy(self, hosts: Sequence[Host]) -> None:
-        """Remove from *hosts* what lies outside of the instances' directories; from any state."""
+        """Remove everything outside the instances' directories from *hosts*, from any state."""
 
     @abstractmethod
     def status(self, host: Host) -> InstanceStatus:
@@ -85,7 +85,7 @@ class Stack(ABC):
 
     @abstractmethod
     def logs(self, host: Host) -> tuple[str, ...]:
-        """What on *host* has a log, the proxy included."""
+        """The services on *host* that have a log, including the proxy."""
 
     @abstractmethod
     def log_command(
@@ -93,14 +93,14 @@ class Stack(ABC):
     ) -> list[str]:
         """The command on *host* that prints the logs of *services*.
 
-        *lines* is how many of the last, or ``+1`` for all, as for tail(1); with *follow* it goes
-        on with what comes in.
+        *lines* is the number of last lines, or ``+1`` for all, as for tail(1). With *follow*, the
+        command keeps printing new lines.
         """
 
     def clouds(self, home: str | None = None) -> dict[str, Any]:
         """The content of ``clouds.yaml``: each instance's administrator, through its own proxy.
 
-        Within the instance *home*, the others are there as their ordinary users.
+        For a shell in the instance *home*, the other instances have their ordinary users.
         """
 
         def cloud(instance: Instance) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Stack(ABC):
             if home not in (None, instance.name):
                 user, project = (self.member, "demo")
             return {
-                # Not "password": its discovery hides what the proxy says of a bad scope.
+                # Not "password": its discovery hides the proxy's error about a bad scope.
                 "auth_type": "v3password",
                 "auth": {
                     "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
@@ -125,7 +125,7 @@ class Stack(ABC):
         return {"clouds": {instance.name: cloud(instance) for instance in self.lab.instances}}
 
     def homes(self, hosts: Iterable[Host]) -> dict[str, str]:
-        """What ``clouds.yaml`` holds in the home of each of *hosts*, by their names."""
+        """The ``clouds.yaml`` for the home of each of *hosts*, by host name."""
         return {
             host.name: yaml.safe_dump(self.clouds(host.name), sort_keys=False) for host in hosts
         }

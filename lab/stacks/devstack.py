@@ -1,4 +1,4 @@
-"""The stack ``devstack``: DevStack on a machine of its own, with our plugin."""
+"""The stack ``devstack``: DevStack with our plugin, on a machine of its own."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from lab.ssh import Remote, Result
 from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
 
-#: DevStack's own ordinary users have the administrator's password: this one is ours.
+#: Our ordinary user: DevStack's own ones have the administrator's password.
 MEMBER = "visitor"
-#: The accounts whose passwords local.conf names, and that user's.
+#: The accounts whose passwords are in local.conf, and that user.
 ACCOUNTS = ("admin", "database", "messaging", "service", MEMBER)
 
 _TEMPLATES = jinja2.Environment(
@@ -35,15 +35,15 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
-    autoescape=False,  # noqa: S701 - a configuration file, no HTML
+    autoescape=False,  # noqa: S701 - a configuration file, not HTML
 )
 _TEMPLATES.filters["quoted"] = shlex.quote
-# What stack.sh says with VERBOSE=False: a time, and what it comes to now (tools/outfilter.py).
+# The output of stack.sh with VERBOSE=False: a time, and the next task (tools/outfilter.py).
 _SUMMARY = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ \| (?P<title>[A-Z].*)")
 _COMPLETED = re.compile(r"stack\.sh completed in (\d+) seconds")
-#: Seconds in which nova's workers have to report for the first time.
+#: Seconds within which nova's workers have to report for the first time.
 _PATIENCE = 180
-#: How much of DevStack's log goes into ours where it fails.
+#: How many last lines of DevStack's log go into ours if it fails.
 _LAST_LINES = 30
 
 _DEVSTACK = Path("/opt/stack/devstack")
@@ -57,22 +57,22 @@ _NOVA_WORKERS = {
     "nova-conductor": ["devstack@n-cond*.service", "devstack@n-super-cond.service"],
     "nova-scheduler": ["devstack@n-sch*.service"],
 }
-# Variables of local.conf whose later values reach the proxy by other ways, or nothing at all.
+# Variables of local.conf whose changes need no stack.sh: the proxy gets them otherwise, or nobody.
 _PROXY_LATER = ("OPENSTACKOID_PEERS=", "OPENSTACKOID_ISSUERS=", "no_proxy=")
 
 
 class DevStack(Stack):
-    """DevStack of the branch that lab.yaml names, on each host."""
+    """DevStack on each host, from the branch that lab.yaml names."""
 
     name = "devstack"
-    # DevStack installs lsb-release without apt's lists, which a fresh machine lacks
+    # DevStack installs lsb-release without fetching apt's lists, which a fresh machine lacks
     # (functions-common:_ensure_lsb_release).
     needs = Needs(packages=("git", "lsb-release"), root=True)
     accounts = ACCOUNTS
     member = MEMBER
 
     def up(self, hosts: Sequence[Host], steps: Steps) -> None:
-        """Have stack.sh run to its end on all *hosts* side by side, and once only."""
+        """Run stack.sh to its end on all *hosts* in parallel, unless it has already run."""
         clouds = self.homes(hosts)
 
         def one(host: Host) -> None:
@@ -95,16 +95,16 @@ class DevStack(Stack):
         for_each(hosts, one)
 
     def halt(self, hosts: Sequence[Host]) -> None:
-        """Stop DevStack's services; the machines stop with everything else."""
+        """Stop DevStack's services; everything else stops with the machines."""
         for_each(hosts, lambda host: self._machine(host).stop())
 
     def destroy(self, hosts: Sequence[Host]) -> None:
-        """unstack.sh and clean.sh, where the machines outlive the lab."""
+        """Run unstack.sh and clean.sh on machines that outlive the lab."""
         kept = [host for host in hosts if host.outlives_lab]
         for_each(kept, lambda host: self._machine(host).clean())
 
     def status(self, host: Host) -> InstanceStatus:
-        """What systemd says of DevStack's units, and the proxy of each peer."""
+        """The state of DevStack's units from systemd, and of each peer from the proxy."""
         machine = self._machine(host)
         return InstanceStatus(host.name, host.address, machine.services(), machine.peers())
 
@@ -116,7 +116,7 @@ class DevStack(Stack):
     def log_command(
         self, host: Host, services: Sequence[str], *, lines: str, follow: bool
     ) -> list[str]:
-        """The journal's; stack.sh has a file."""
+        """A command that reads the journal or, for stack.sh, its file."""
         if list(services) == ["stack.sh"]:
             return ["tail", "-n", lines, *(["-F"] if follow else []), "--", str(_LOG)]
         units = [f"--unit=devstack@{name}.service" for name in services if name != "stack.sh"]
@@ -138,7 +138,7 @@ class _Machine:
         self._stamp = host.directory / "stacked"
 
     def fetch(self, log: Callable[[str], None]) -> None:
-        """Have DevStack's own repository, and ours as one that DevStack can clone."""
+        """Clone DevStack's repository, and make ours a repository that DevStack can clone."""
         if not self._succeeds("test", "-e", str(_DEVSTACK / "stack.sh")):
             settings = self._lab.devstack
             self._remote.run(["rm", "-rf", f"{_DEVSTACK}.new"])
@@ -151,27 +151,27 @@ class _Machine:
         if not self._succeeds(*git, "diff", "--cached", "--quiet", "HEAD"):
             who = ["-c", "user.name=openstackoid", "-c", "user.email=openstackoid@localhost"]
             self._remote.run([*git, *who, "commit", "--quiet", "--message", "The lab's source"])
-        # DevStack leaves a plugin that it has cloned as it is (functions-common:git_clone).
+        # DevStack does not update a plugin that it has cloned (functions-common:git_clone).
         if self._succeeds("test", "-e", str(_PLUGIN)):
             clone = ["git", "-C", str(_PLUGIN)]
             self._remote.run([*clone, "fetch", "--quiet", "origin", "master"])
             self._remote.run([*clone, "reset", "--quiet", "--hard", "FETCH_HEAD"])
 
     def is_stacked(self) -> bool:
-        """Whether stack.sh, with what local.conf says now, is the last that came to its end."""
+        """Whether the last complete run of stack.sh used the present local.conf."""
         found = self._remote.run(["cat", str(self._stamp)], check=False)
         if not found.ok or found.stdout != self._digest():
             return False
         return any(service.name == "openstackoid-proxy" for service in self.services())
 
     def stack(self, steps: Steps) -> None:
-        """Run stack.sh; what it says becomes steps.
+        """Run stack.sh, and turn its output into steps.
 
         :raises LabError: naming what failed, and where its log is.
         """
         name = self._host.name
-        # stack.sh does not restart what runs, nova-compute for one, which then misses in the new
-        # database, and waits for it (functions-common:_run_under_systemd).
+        # stack.sh does not restart running units. nova-compute, for example, would be missing in
+        # the new database, and stack.sh waits for it (functions-common:_run_under_systemd).
         if self.services():
             with steps.step(name, "unstack.sh") as step:
                 self._run_script("unstack.sh", step.log)
@@ -189,10 +189,9 @@ class _Machine:
         self._remote.put(self._digest(), self._stamp)
 
     def _run_script(self, script: str, on_line: Callable[[str], None]) -> Result:
-        """Run one of DevStack's scripts to its end; one that an interrupted ``up`` has left first.
+        """Run one of DevStack's scripts to its end, after any that an interrupted ``up`` left.
 
-        Of one that fails, systemd leaves nothing; its background jobs (inc/async) would keep ssh
-        waiting.
+        If a script fails, systemd ends its background jobs (inc/async): ssh would wait for them.
         """
         variables = [f"--setenv={key}={value}" for key, value in self._host.environment.items()]
         service = [
@@ -213,10 +212,7 @@ class _Machine:
         )
 
     def meet_peers(self) -> None:
-        """Have the proxy know the peers that lab.yaml lists now, and be that of our source.
-
-        No connection is dropped.
-        """
+        """Update the proxy to the peers in lab.yaml and to our source, dropping no connection."""
         known = json.loads(self._remote.run(["cat", str(_PROXY)]).stdout)
         trusted = self._lab.issuers(self._host.name)
         wanted = {
@@ -231,7 +227,7 @@ class _Machine:
         if wanted != known:
             self._remote.run(["rm", "-f", str(loaded)])
             self._remote.put(json.dumps(wanted, indent=2) + "\n", _PROXY)
-        # Debian has haproxy where only root looks for commands.
+        # Debian installs haproxy in /usr/sbin, which is only in root's PATH.
         check = [str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)]
         self._remote.run(check, env={"PATH": "/usr/sbin:/usr/bin"})
         files = self._proxy_files()
@@ -240,15 +236,15 @@ class _Machine:
             self._remote.put(files, loaded)
 
     def start(self) -> None:
-        """Have the units of DevStack run; after the start of a machine they do by themselves."""
+        """Start DevStack's units; when a machine starts, they start by themselves."""
         self._remote.run(["sudo", "systemctl", "start", "--all", _UNITS])
 
     def stop(self) -> None:
-        """Stop the units of DevStack."""
+        """Stop DevStack's units."""
         self._remote.run(["sudo", "systemctl", "stop", _UNITS], check=False)
 
     def clean(self) -> None:
-        """Undo what stack.sh did, as far as DevStack does."""
+        """Undo what stack.sh did, as far as DevStack can."""
         if self._succeeds("test", "-e", str(_DEVSTACK / "stack.sh")):
             for script in ("unstack.sh", "clean.sh"):
                 self._run_script(script, lambda _: None)
@@ -256,16 +252,16 @@ class _Machine:
     def log_in(self, clouds: str) -> None:
         """Make ``openstack`` work at once in the instance's shell."""
         home = self._host.home
-        # Not the virtual environment's PATH: stack.sh would then take another Python
+        # Without the virtual environment's PATH: stack.sh would use another Python
         # (inc/python:setup_devstack_virtualenv). It has put `openstack` into /usr/local/bin.
         self._remote.put(f"export OS_CLOUD={self._host.name}\n", home / ".profile")
         self._remote.run(["mkdir", "-p", str(home / ".config" / "openstack")])
         self._remote.put(clouds, home / ".config" / "openstack" / "clouds.yaml", 0o600)
 
     def await_nova(self) -> None:
-        """Wait until nova's workers have reported since they started: before, servers get lost.
+        """Wait until nova's workers have reported since they started: servers fail before that.
 
-        :raises LabError: when one does not report for too long.
+        :raises LabError: when one does not report in time.
         """
         started = {worker: self._started(units) for worker, units in _NOVA_WORKERS.items()}
         deadline = time.monotonic() + _PATIENCE
@@ -273,13 +269,13 @@ class _Machine:
             if time.monotonic() > deadline:
                 name = self._host.name
                 raise LabError(
-                    f"{name}: no word for {_PATIENCE} s from {', '.join(silent)}: "
-                    f"./setup-env.py logs {name}"
+                    f"{name}: {', '.join(silent)} did not report for {_PATIENCE} s: "
+                    f"see ./setup-env.py logs {name}"
                 )
             time.sleep(1)
 
     def _started(self, units: Sequence[str]) -> float:
-        """When the last of *units* started; 0 where none did."""
+        """When the last of *units* started; 0 if none did."""
         show = ["systemctl", "show", "--timestamp=unix", "--property=ActiveEnterTimestamp"]
         shown = self._remote.run([*show, "--value", *units]).stdout
         return max((float(stamp.removeprefix("@")) for stamp in shown.split()), default=0)
@@ -299,7 +295,7 @@ class _Machine:
         ]
 
     def offer(self, log: Callable[[str], None]) -> None:
-        """Make the flavors, networks and image that lab.yaml lists, and an ordinary user."""
+        """Create the flavors, networks and image in lab.yaml, and an ordinary user."""
         python = str(_VENV / "bin" / "python")
         wanted = Resources(
             tuple(flavor.model_dump() for flavor in self._lab.flavors),
@@ -323,7 +319,7 @@ class _Machine:
         )
 
     def services(self) -> list[ServiceState]:
-        """DevStack's units: ``running`` where systemd calls them active."""
+        """DevStack's units; ``running`` means active in systemd."""
         flags = ["--all", "--plain", "--no-legend", "--no-pager"]
         listing = self._remote.run(["systemctl", "list-units", *flags, _UNITS], check=False).stdout
         found = []
@@ -333,13 +329,13 @@ class _Machine:
         return found
 
     def peers(self) -> dict[str, str]:
-        """The proxy's view of each peer; empty where it does not run."""
+        """The proxy's view of each peer; empty if the proxy does not run."""
         command = [str(_VENV / "bin" / "openstackoid-proxy"), "peers", "/etc/openstackoid"]
         shown = self._remote.run(command, check=False)
         return dict(line.split(" ", 1) for line in shown.stdout.splitlines()) if shown.ok else {}
 
     def _proxy_files(self) -> str:
-        """What HAProxy reads: names and digests."""
+        """Names and digests of HAProxy's files."""
         kinds = ["(", "-name", "*.cfg", "-o", "-name", "*.map", ")"]
         find = ["find", str(_PROXY.parent), *kinds, "-exec", "sha256sum", "{}", "+"]
         return "\n".join(sorted(self._remote.run(find).stdout.splitlines()))
@@ -357,7 +353,7 @@ class _Machine:
         )
 
     def _digest(self) -> str:
-        """Of what a stack.sh that has run decides; the proxy learns of peers without it."""
+        """A digest of the settings that need stack.sh; the proxy learns of peers without it."""
         lines = self._local_conf().splitlines()
         kept = [line for line in lines if not line.startswith(_PROXY_LATER)]
         return hashlib.sha256("\n".join(kept).encode()).hexdigest()
@@ -367,12 +363,12 @@ class _Machine:
 
 
 def _seconds(text: str | None) -> float:
-    """The time *text*, in UTC as nova writes it, in seconds since 1970; 0 where there is none."""
+    """Nova's UTC time *text* in seconds since 1970; 0 if there is none."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() if text else 0
 
 
 class _Summary:
-    """Turns what stack.sh says into steps, one after another; keeps *secrets*, which it traces."""
+    """Turns the output of stack.sh into steps, and removes the *secrets* that it traces."""
 
     def __init__(self, steps: Steps, instance: str, secrets: Iterable[str]) -> None:
         self._secrets = re.compile("|".join(map(re.escape, secrets)))
@@ -382,7 +378,7 @@ class _Summary:
         self._completed = False
 
     def line(self, text: str) -> None:
-        """Take one line of stack.sh."""
+        """Process one line of stack.sh's output."""
         self._completed = self._completed or bool(_COMPLETED.search(text))
         found = _SUMMARY.match(text)
         if found and not self._completed:
@@ -392,18 +388,18 @@ class _Summary:
             self._step.log(self._secrets.sub("…", text))
 
     def end(self) -> None:
-        """stack.sh has come to its end."""
+        """End the last step: stack.sh has succeeded."""
         self._steps.end(self._step)
 
     def fail(self, status: int, last: str) -> NoReturn:
-        """stack.sh has failed with *status*; its log ends with the lines *last*.
+        """Fail the last step: stack.sh has ended with *status* and the log lines *last*.
 
         :raises LabError: always.
         """
         self._step.log(self._secrets.sub("…", last))
         error = LabError(
             f"{self._instance}: stack.sh failed with status {status} at “{self._step.title}”: "
-            f"./setup-env.py logs {self._instance} stack.sh"
+            f"see ./setup-env.py logs {self._instance} stack.sh"
         )
         self._steps.fail(self._step, error)
         raise error

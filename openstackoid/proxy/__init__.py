@@ -1,1 +1,1 @@
-"""The scope-aware proxy: one HAProxy in front of all the services of an instance."""
+"""The scope-aware proxy: one HAProxy in front of all services of an instance."""

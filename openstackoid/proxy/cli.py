@@ -1,4 +1,4 @@
-"""The ``openstackoid-proxy`` command: from a description to the files of a running HAProxy."""
+"""The ``openstackoid-proxy`` command turns a description into HAProxy's files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import click
 from openstackoid.proxy.config import Proxy, ProxyError, peer_states, write
 
 _Part = TypeVar("_Part")
-#: What JSON calls the types of a description's fields.
+#: The types of a description's fields, as error messages name them.
 _WORDS: dict[object, str] = {
     bool: "true or false",
     int: "a number",
@@ -27,24 +27,24 @@ _WORDS: dict[object, str] = {
 
 
 def read_description(text: str | bytes) -> Proxy:
-    """The proxy that the JSON *text* describes; its keys are the fields of ``Proxy``.
+    """The proxy that the JSON *text* describes; the keys are the fields of ``Proxy``.
 
     :raises ProxyError: naming the key that is wrong.
     """
     try:
         description = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProxyError(f"the description is no JSON: {error}") from error
+        raise ProxyError(f"the description is not JSON: {error}") from error
     return _build(Proxy, description, "description")
 
 
 def _build(kind: type[_Part], item: object, where: str) -> _Part:
     if not isinstance(item, dict):
-        raise ProxyError(f"{where} is a JSON object, not {_quote(item)}")
+        raise ProxyError(f"{where} must be a JSON object, not {_quote(item)}")
     kinds = get_type_hints(kind)
     for key in item:
         if key not in kinds:
-            raise ProxyError(f"{where} has the unknown key {key!r}: known are {', '.join(kinds)}")
+            raise ProxyError(f"{where}: unknown key {key!r}; known: {', '.join(kinds)}")
     for name, parameter in signature(kind).parameters.items():
         if parameter.default is parameter.empty and name not in item:
             raise ProxyError(f"{where} has no {name!r}")
@@ -53,23 +53,23 @@ def _build(kind: type[_Part], item: object, where: str) -> _Part:
         return kind(**values)
     except ValueError as error:  # from urlsplit
         url = _quote(item.get("url"))
-        raise ProxyError(f"{where}.url: {url} is no URL: write http://HOST:PORT") from error
+        raise ProxyError(f"{where}.url: {url} is not a URL: write http://HOST:PORT") from error
 
 
 def _value(kind: object, value: object, where: str) -> object:
-    """*value* as a field of *kind* has it: ``str | None``, ``tuple[Peer, ...]``, …"""
+    """*value* converted to the type *kind* of a field: ``str | None``, ``tuple[Peer, ...]``, …"""
     if isinstance(kind, UnionType):
         return None if value is None else _value(get_args(kind)[0], value, where)
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise ProxyError(f"{where} is a JSON array, not {_quote(value)}")
+            raise ProxyError(f"{where} must be a JSON array, not {_quote(value)}")
         of = get_args(kind)[0]
         return tuple(_value(of, one, f"{where}.{n}") for n, one in enumerate(value))
     if isinstance(kind, type) and is_dataclass(kind):
         return _build(kind, value, where)
     # Not isinstance: a bool is an int.
     if type(value) is not (str if kind is Path else kind):
-        raise ProxyError(f"{where} is {_WORDS[kind]}, not {_quote(value)}")
+        raise ProxyError(f"{where} must be {_WORDS[kind]}, not {_quote(value)}")
     return value
 
 
@@ -78,10 +78,10 @@ def _quote(value: object) -> str:
 
 
 class _Command(click.Group):
-    """A group of commands whose errors are one line."""
+    """A group of commands with one-line errors."""
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; a ``ProxyError`` is shown as click shows its own."""
+        """Run the command; show a ``ProxyError`` like click's own errors."""
         try:
             return super().invoke(ctx)
         except ProxyError as error:
@@ -93,7 +93,7 @@ _DESCRIPTION = click.argument("description", type=click.File("rb"), default="-")
 
 @click.group(cls=_Command)
 def main() -> None:
-    """Write, check and ask the scope-aware proxy of one instance.
+    """Write, check and query the scope-aware proxy of one instance.
 
     DESCRIPTION is a JSON file, or standard input:
 
@@ -111,7 +111,7 @@ def main() -> None:
 @main.command()
 @_DESCRIPTION
 def render(description: BinaryIO) -> None:
-    """Write the files, and print those that changed: no line, no reload."""
+    """Write the files, and print those that changed; without any, no reload is needed."""
     for path in write(read_description(description.read())):
         click.echo(path)
 
@@ -119,7 +119,7 @@ def render(description: BinaryIO) -> None:
 @main.command()
 @_DESCRIPTION
 def check(description: BinaryIO) -> None:
-    """Write the files and let HAProxy judge them."""
+    """Write the files and let HAProxy check them."""
     proxy = read_description(description.read())
     write(proxy)
     try:
@@ -139,6 +139,6 @@ def check(description: BinaryIO) -> None:
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 def peers(directory: Path) -> None:
-    """Print how the running proxy in DIRECTORY sees each peer."""
+    """Print the state of each peer, as the running proxy in DIRECTORY sees it."""
     for name, state in sorted(peer_states(directory / "admin.sock").items()):
         click.echo(f"{name} {state}")

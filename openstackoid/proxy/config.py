@@ -1,9 +1,9 @@
 """The configuration of the scope-aware proxy: data go in, HAProxy's files come out.
 
 The rules themselves, with their reasons, are in ``templates/haproxy.cfg.j2`` and ``scope.lua``.
-They run on HAProxy 2.6 and later with Lua 5.3. ``Proxy`` says what one instance's proxy knows.
-``write`` puts its files in place. Then ``haproxy -W -db -f DIRECTORY/haproxy.cfg`` runs it, and
-``reload`` makes it take what changed without dropping a connection.
+They run on HAProxy 2.6 and later with Lua 5.3. ``Proxy`` describes one instance's proxy.
+``write`` puts its files in place, ``haproxy -W -db -f DIRECTORY/haproxy.cfg`` runs it, and
+``reload`` makes it read changed files without dropping a connection.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ FILES = (
 )
 #: The longest line that HAProxy reads from a file of patterns, with some room (its default buffer).
 LONGEST_PATTERN = 15_000
-#: How many validations of tokens may be under way at one issuer; others wait.
+#: How many tokens one issuer validates at the same time; other validations wait.
 MAX_VALIDATIONS = 16
-#: How many names an error message lists before it only counts the others.
+#: How many names an error message lists before it only counts the rest.
 NAMES_SHOWN = 20
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(?P<port>[0-9]{1,5})")
@@ -54,9 +54,9 @@ _AUTHORITY = ServiceTypes()
 _PROGRAM = Path(__file__).with_name("scope.lua")
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("openstackoid.proxy"),
-    autoescape=False,  # noqa: S701 - HAProxy's files, no HTML; every value is validated instead
+    autoescape=False,  # noqa: S701 - HAProxy's files, not HTML; every value is validated instead
     undefined=jinja2.StrictUndefined,
-    # The usual {{ and {% are HAProxy's and JSON's own.
+    # HAProxy and JSON use the usual {{ and {%.
     variable_start_string="<<",
     variable_end_string=">>",
     block_start_string="<%",
@@ -70,24 +70,24 @@ _TEMPLATES = jinja2.Environment(
 
 
 class ProxyError(Exception):
-    """A proxy that cannot be described, written or asked; its text is one line that says why."""
+    """A proxy cannot be described, written or queried; the text is one line that says why."""
 
 
 @dataclass(frozen=True)
 class Service:
     """A service of this instance: its official type, first path element and address.
 
-    The service gets the path as the client wrote it, *prefix* included. Without a *url* the type
-    is known in scopes, but the instance has no such service of its own.
+    The service gets the path as the client wrote it, *prefix* included. Without a *url*, scopes may
+    name the type, but the instance itself has no such service.
 
-    *keep_alive* reuses connections to the service. It is off by default: a server that closes an
-    idle connection by itself (uwsgi's ``http-socket`` closes each one) fails the next POST on it.
+    *keep_alive* reuses connections to the service. It is off by default: if a server closes an
+    idle connection by itself, the next POST on it fails (uwsgi's ``http-socket`` closes each one).
 
-    *max_foreign* is how many requests with a token of another instance the service gets at a time:
-    fewer than it has workers, so that an issuer that hangs leaves some for local requests.
+    *max_foreign* limits the concurrent requests with tokens of other instances. It has to be below
+    the number of workers, so that a hanging issuer leaves some for local requests.
 
-    :raises ProxyError: when the type is not in the service types authority, or a part is not as
-        HAProxy needs it.
+    :raises ProxyError: when the type is not in the service types authority, or HAProxy cannot use a
+        value.
     """
 
     type: str
@@ -104,7 +104,8 @@ class Service:
             )
         if self.type not in _AUTHORITY.all_types_by_service_type:
             raise ProxyError(
-                f"{self.type!r} is no official service type: write for example image, not glance"
+                f"{self.type!r} is not an official service type: write for example image, "
+                "not glance"
             )
         if not _PREFIX.fullmatch(self.prefix) or self.prefix == f"/{URL_PREFIX}":
             raise ProxyError(
@@ -118,7 +119,7 @@ class Service:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or url != f"{parts.scheme}://{parts.netloc}":
             raise ProxyError(
-                f"{url!r} is no address of service {self.type!r}: write http://HOST:PORT"
+                f"{url!r} is not an address of service {self.type!r}: write http://HOST:PORT"
             )
         _check_address(parts.netloc, f"service {self.type!r}")
 
@@ -137,7 +138,7 @@ class Service:
 class Peer:
     """Another instance: its name and its proxy's address, ``127.0.2.1:8888``.
 
-    :raises ProxyError: when either is not as it must be.
+    :raises ProxyError: when either is invalid.
     """
 
     name: str
@@ -150,17 +151,16 @@ class Peer:
 
 @dataclass(frozen=True)
 class Proxy:
-    """What the proxy of one instance knows.
+    """The description of one instance's proxy.
 
-    *name* is this instance's; *bind* the address that clients use; *issuers* are the names of the
-    instances whose tokens are accepted, always with this one's own; *directory* is where the
-    files and the admin socket live. *metrics* is the address of the Prometheus exporter (path
-    ``/metrics``); without one it answers on ``metrics.sock`` in the directory. *log* is where
-    HAProxy's log lines go, in the words of its ``log`` keyword. *forwarders* are the addresses or
-    networks, besides the peers, whose ``X-Forwarded-*`` headers are believed: of a proxy for TLS,
-    for example.
+    *name* is the instance's name; *bind* is the address that clients use; *issuers* are the
+    instances whose tokens are accepted, besides this one; *directory* holds the files and the admin
+    socket. *metrics* is the address of the Prometheus exporter (path ``/metrics``); without one, it
+    answers on ``metrics.sock`` in the directory. *log* is the target of HAProxy's log lines, in the
+    syntax of its ``log`` keyword. *forwarders* are the addresses or networks, besides the peers,
+    whose ``X-Forwarded-*`` headers are believed: those of a TLS proxy, for example.
 
-    :raises ProxyError: naming what is wrong; nothing has been written then.
+    :raises ProxyError: naming what is wrong, before anything is written.
     """
 
     name: str
@@ -183,7 +183,7 @@ class Proxy:
         if self.metrics is not None:
             _check_address(self.metrics, "the metrics")
         if not _LOG_TARGET.fullmatch(self.log):
-            raise ProxyError(f"{self.log!r} is no log target: write 'stdout format raw local0'")
+            raise ProxyError(f"{self.log!r} is not a log target: write 'stdout format raw local0'")
         if self.threads is not None and self.threads < 1:
             raise ProxyError(f"{self.threads} threads are too few: write 1 or more")
         self._check_services()
@@ -193,7 +193,7 @@ class Proxy:
         socket = str(self.socket)
         if len(socket) > LONGEST_SOCKET_PATH or not _PATH.fullmatch(socket):
             raise ProxyError(
-                f"directory {str(self.directory)!r} cannot hold the proxy's sockets: take a path "
+                f"directory {str(self.directory)!r} cannot hold the proxy's sockets: use a path "
                 f"under {LONGEST_SOCKET_PATH - 12} characters, of letters, digits and ._+-"
             )
 
@@ -208,8 +208,8 @@ class Proxy:
         for issuer in self.issuers:
             if issuer not in self.instances:
                 raise ProxyError(
-                    f"issuer {issuer!r} is no peer of {self.name!r}: its tokens could not be "
-                    "validated; add the peer or drop the issuer"
+                    f"issuer {issuer!r} is not a peer of {self.name!r}, so its tokens cannot be "
+                    "validated: add the peer or drop the issuer"
                 )
 
     @property
@@ -229,7 +229,7 @@ class Proxy:
 
     @property
     def source(self) -> str | None:
-        """The address from which peers are called, by which they know this proxy; None for any."""
+        """The address from which this proxy calls its peers, who know it by that; None for any."""
         host = _host(self.bind)
         try:
             address = ip_address(host)
@@ -243,7 +243,7 @@ class Proxy:
 
 
 def render(proxy: Proxy) -> dict[str, str]:
-    """The files of *proxy*: name to text."""
+    """The files of *proxy*: names and texts."""
     known = {
         "proxy": proxy,
         "mark": TAG_MARK,
@@ -266,10 +266,9 @@ def render(proxy: Proxy) -> dict[str, str]:
 
 
 def write(proxy: Proxy, directory: Path | None = None) -> list[Path]:
-    """Write the files of *proxy* into its directory, each at once or not at all.
+    """Write the files of *proxy* into its directory, each atomically.
 
-    A file whose text is already right is left alone. Returns the files that changed: when the
-    list is empty, a running proxy needs no reload.
+    Returns the files that changed: if the list is empty, a running proxy needs no reload.
 
     :raises ProxyError: when the directory cannot be written.
     """
@@ -288,9 +287,9 @@ def write(proxy: Proxy, directory: Path | None = None) -> list[Path]:
 
 
 def peer_states(socket: Path) -> dict[str, str]:
-    """How the proxy behind the admin *socket* sees each peer: ``{"InstanceTwo": "UP"}``.
+    """The state of each peer, as the proxy with the admin *socket* sees it.
 
-    The states are HAProxy's own: ``UP``, ``DOWN``, ``MAINT``, ``no check``, ``UP 1/2``, …
+    ``{"InstanceTwo": "UP"}``, in HAProxy's words: ``UP``, ``DOWN``, ``MAINT``, ``UP 1/2``, …
 
     :raises ProxyError: when no proxy answers there.
     """
@@ -303,12 +302,12 @@ def peer_states(socket: Path) -> dict[str, str]:
 
 
 def reload(master: int, socket: Path, patience: float = 15.0) -> None:
-    """Make the proxy of process *master* read its files anew; no connection is dropped.
+    """Make the proxy of process *master* reload its files without dropping a connection.
 
-    HAProxy loses a SIGUSR2 that comes while its master is starting (seen with 2.6), so the signal
-    is sent again until another worker answers at the admin *socket*.
+    HAProxy loses a SIGUSR2 that arrives while its master is starting (seen with 2.6). So the signal
+    is repeated until another worker answers at the admin *socket*.
 
-    :raises ProxyError: when none does within *patience* seconds: the old one goes on then.
+    :raises ProxyError: when none does within *patience* seconds; the old worker then goes on.
     """
     before = _worker(socket)
     deadline = time.monotonic() + patience
@@ -316,13 +315,13 @@ def reload(master: int, socket: Path, patience: float = 15.0) -> None:
         try:
             os.kill(master, signal.SIGUSR2)
         except ProcessLookupError as error:
-            raise ProxyError(f"no process {master}: the proxy is not running") from error
+            raise ProxyError(f"the proxy is not running: no process {master}") from error
         for _ in range(20):
             time.sleep(0.05)
             if _worker(socket) != before:
                 return
     raise ProxyError(
-        "the proxy did not take its new configuration and still runs with the old one: "
+        "the proxy did not load its new configuration and still runs with the old one: "
         f"run haproxy -c -f {socket.parent / 'haproxy.cfg'}"
     )
 
@@ -356,9 +355,9 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _canonical_tags(proxy: Proxy) -> str:
-    """A regular expression for tokens whose tag has this proxy's own form and is all right.
+    """A regular expression for tokens with a canonical and valid tag.
 
-    Each name of an instance ends with its quote, so that none matches the beginning of another.
+    Each instance name ends with its quote, so that none matches the beginning of another.
     """
     issuers = tuple(name for name in proxy.instances if proxy.trusts(name))
     groups = {"instance": proxy.instances}
@@ -383,21 +382,21 @@ def _enumerate(names: tuple[str, ...]) -> str:
 def _check_name(name: str) -> None:
     if not INSTANCE_NAME.fullmatch(name):
         raise ProxyError(
-            f"{name!r} is no instance name: write letters, digits, '.', '_' and '-', 64 at most"
+            f"{name!r} is not an instance name: write letters, digits, '.', '_' and '-', 64 at most"
         )
 
 
 def _check_address(address: str, whose: str) -> None:
     match = _ADDRESS.fullmatch(address)
     if not match or not 0 < int(match["port"]) < 65536:  # noqa: PLR2004
-        raise ProxyError(f"{address!r} is no address for {whose}: write HOST:PORT")
+        raise ProxyError(f"{address!r} is not an address for {whose}: write HOST:PORT")
 
 
 def _check_network(network: str) -> None:
     try:
         ip_network(network)
     except ValueError as error:
-        raise ProxyError(f"forwarder {network!r} is no address or network: {error}") from error
+        raise ProxyError(f"forwarder {network!r} is not an address or network: {error}") from error
 
 
 def _host(address: str) -> str:
@@ -409,5 +408,5 @@ def _no_twice(names: Iterable[str], what: str) -> None:
     seen = set()
     for name in names:
         if name in seen:
-            raise ProxyError(f"{what} {json.dumps(name)} stands twice")
+            raise ProxyError(f"{what} {json.dumps(name)} appears twice")
         seen.add(name)

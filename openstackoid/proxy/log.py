@@ -1,9 +1,8 @@
-"""What the proxy writes about each request: HAProxy's HTTP log, and what the scope made of it.
+"""The proxy's log: HAProxy's HTTP log, with the route that the scope chose.
 
-HAProxy's own log format, as in section 8.2.3 of its configuration manual but without captures
-and queues, is followed by what a scope made of the request: the backend it leads to, the service
-type and the resolved scope. A request that had no need of a look at its scope has ``-`` instead,
-and its backend names its service. In one line::
+HAProxy's own log format (section 8.2.3 of its configuration manual, without captures and queues) is
+followed by the backend, the service type and the resolved scope. If the proxy did not need to look
+at a request's scope, the line has ``-`` instead, and the backend names the service. In one line::
 
     127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo
     0/0/1/35/36 200 1071 ---- 2/1/0/0/0 "GET /image/v2/images HTTP/1.1" peer_InstanceTwo
@@ -34,29 +33,29 @@ class LogLine:
 
     #: When the request began, in local time.
     time: datetime
-    #: Who asked: address and port.
+    #: The client's address and port.
     client: str
-    #: The instance whose proxy this is.
+    #: The instance of this proxy.
     frontend: str
     #: ``local_<service type>``, ``foreign_<service type>`` for a token of another instance,
     #: ``peer_<instance>``, ``issuer_<instance>`` for a question about a token, or the frontend
-    #: where the request was refused.
+    #: if the proxy refused the request.
     backend: str
-    #: The server in that backend; ``<NOSRV>`` where none was reached.
+    #: The server in that backend; ``<NOSRV>`` if none was reached.
     server: str
-    #: HTTP method; ``<BADREQ>`` where the request could not be understood.
+    #: HTTP method; ``<BADREQ>`` if HAProxy could not parse the request.
     method: str
-    #: Path and query as they arrived, unprintable characters as ``#XX``.
+    #: Path and query as they arrived, with unprintable characters as ``#XX``.
     uri: str
-    #: HTTP status of the answer; -1 where none could be sent.
+    #: HTTP status of the answer; -1 if none could be sent.
     status: int
     #: Size of the answer.
     bytes: int
     #: Milliseconds, ``TR/Tw/Tc/Tr/Ta``.
     timers: str
-    #: How the session ended; ``----`` is well.
+    #: How the session ended; ``----`` is a normal end.
     state: str
-    #: The service type; empty where the path names none.
+    #: The service type; empty if the path names none.
     service: str
     #: The resolved scope; empty for a request without one.
     scope: Scope
@@ -73,7 +72,7 @@ class LogLine:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the proxy answered by itself: neither a service nor a peer saw the request."""
+        """Whether the proxy answered by itself, so that no service or peer saw the request."""
         return self.backend == self.frontend or self.server == "<NOSRV>"
 
     @property
@@ -85,12 +84,12 @@ class LogLine:
 def parse_log_line(line: str) -> LogLine | None:
     """Read one line of the proxy's log.
 
-    ``None`` where it is no request: a notice of HAProxy's, or a line that was cut or damaged.
+    ``None`` if it is not a request: a notice of HAProxy's, or a truncated or damaged line.
     """
     match = _LINE.search(line)
     try:
         return match and _log_line(match)
-    except (ValueError, RecursionError):  # a date, a number or a scope that is none
+    except (ValueError, RecursionError):  # an invalid date, number or scope
         return None
 
 
@@ -113,10 +112,10 @@ def _log_line(match: re.Match[str]) -> LogLine:
 
 
 def _scope(text: str) -> Scope:
-    """The scope in *text*; that of a refused request may name an unknown instance."""
+    """The scope in *text*; a refused request's scope may name an unknown instance."""
     services = json.loads(text)
     if not all(isinstance(name, str) for name in services.values()):
-        raise ValueError(f"{text} is no scope")
+        raise ValueError(f"{text} is not a scope")
     return Scope(services)
 
 

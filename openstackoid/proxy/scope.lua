@@ -1,25 +1,25 @@
--- What becomes of a request that the native rules of haproxy.cfg leave open: it has a scope that is
--- not canonical, or headers that need a look. HAProxy loads this file once per thread; facts.lua,
--- beside it, says what the proxy of this instance knows.
+-- Routes the requests that the native rules of haproxy.cfg leave open, because their scope is not
+-- canonical or their headers need a check. HAProxy loads this file once per thread, and with it
+-- facts.lua, the services and instances that the proxy of this instance knows.
 --
 -- The action "lua.route" answers a request that it refuses. For any other request, it sets
 --   txn.route     backend, service type and resolved scope, separated by spaces
---   txn.mints     true where a login gets a tagged token, with the tag in txn.tag
---   txn.alone     true where a foreign token validates itself
---   txn.elsewhere why a new server may have no network, in JSON's escapes
+--   txn.mints     true if a login gets a tagged token, with the tag in txn.tag
+--   txn.alone     true if a foreign token validates itself
+--   txn.elsewhere why a new server may have no network, escaped for JSON
 -- and rewrites the path and the headers for the service or the peer. If this file fails, txn.route is
 -- missing, and haproxy.cfg refuses the request.
 
 local facts = require("facts")
 
--- The headers that may stand once, as messages call them and as HAProxy does.
+-- The headers that may appear only once, as messages and as HAProxy spell them.
 local SINGLE = { "X-Scope", "X-Auth-Token", "X-Subject-Token", "X-Service-Token" }
 local SINGLE_LOWER = { "x-scope", "x-auth-token", "x-subject-token", "x-service-token" }
--- How many scopes are kept once they were understood, and how many characters such a one may have.
+-- How many resolved scopes are cached, and the longest key that is cached, in characters.
 local KEPT_AT_MOST, LONGEST_KEPT = 1000, 1000
 local REASONS = { [400] = "Bad Request", [401] = "Unauthorized", [404] = "Not Found" }
 
--- Headers that keystonemiddleware reads an identity from, or writes one into for its service
+-- keystonemiddleware reads identities from these headers, or writes them for its service
 -- (auth_token/_request.py: user_token, _all_auth_headers, _SYSTEM_SCOPE_HEADER). No client needs one.
 local FORGED = { ["x-storage-token"] = true, ["openstack-system-scope"] = true }
 for _, name in ipairs({ "x-identity-status", "x-service-identity-status", "x-service-catalog",
@@ -35,17 +35,17 @@ for _, prefix in ipairs({ "x-", "x-service-" }) do
     end
 end
 
--- Ends the routing of a request with an answer in OpenStack's form.
+-- Ends the routing of a request with an error in OpenStack's format.
 local function refuse(status, message)
     error({ status = status, message = message }, 0)
 end
 
--- A text from outside, cut and escaped for a JSON string; what is no UTF-8 is left out.
+-- Untrusted text, truncated and escaped for a JSON string; invalid UTF-8 is left out.
 local function shown(txn, text)
     return txn.c:json(text:sub(1, 200), "utf8ps")
 end
 
--- The value of a header, of which there is one at most. HAProxy counts values from 0.
+-- The value of a header that appears at most once. HAProxy counts values from 0.
 local function value_of(headers, name)
     local values = headers[name]
     return values and values[0]
@@ -60,7 +60,7 @@ local function bare(token)
     return token:match("^[^!]*")
 end
 
--- The scope behind a token; "", which is no scope, where the mark is not what ends the token.
+-- The scope after a token; "", which is not a scope, if the token ends before the mark.
 local function tag_of(token)
     local mark = token:find(facts.mark, 1, true)
     if token:find("!", 1, true) < mark then
@@ -74,7 +74,7 @@ local function tag_if_any(token)
 end
 
 -- The pairs of a flat JSON object of plain strings, in their order, or nil. A string has no
--- backslash and no control character, so that its quotes are all the quotes there are.
+-- backslash and no control character, so every quote delimits a string.
 local function pairs_of(text)
     local inside = not text:find("[\0-\31\\]") and text:match("^ *{(.*)} *$")
     if not inside then
@@ -96,7 +96,7 @@ local function pairs_of(text)
     return found
 end
 
--- The scope that a text says; the first fault in it is named, with the place that it stands in.
+-- Parses a scope. The error names the first fault, and the place that the text comes from.
 local function read(txn, text, place)
     local found = pairs_of(text)
     if found == nil then
@@ -106,26 +106,26 @@ local function read(txn, text, place)
     for _, pair in ipairs(found) do
         if not facts.types[pair[1]] then
             refuse(400, "unknown service type \\u0027" .. shown(txn, pair[1])
-                .. "\\u0027 in scope: known are " .. facts.types_shown)
+                .. "\\u0027 in scope; known: " .. facts.types_shown)
         end
     end
     local scope = {}
     for _, pair in ipairs(found) do
         if scope[pair[1]] then
-            refuse(400, "a service type stands twice in the scope in " .. place)
+            refuse(400, "a service type appears twice in the scope in " .. place)
         end
         scope[pair[1]] = pair[2]
     end
     for _, pair in ipairs(found) do
         if not facts.instances[pair[2]] then
             refuse(400, "unknown instance \\u0027" .. shown(txn, pair[2])
-                .. "\\u0027 in scope: known are " .. facts.instances_shown)
+                .. "\\u0027 in scope; known: " .. facts.instances_shown)
         end
     end
     return scope
 end
 
--- A scope as proxies write it: every service type, in alphabetical order, without spaces.
+-- The canonical form of a scope: every service type, in alphabetical order, without spaces.
 local function canonical(scope)
     local items = {}
     for index, service in ipairs(facts.order) do
@@ -140,8 +140,8 @@ local function require_trust(issuer)
     end
 end
 
--- The JSON in a scoped URL. A text that does not decode, or that hides a NUL, stays as it is: no
--- scope looks like that.
+-- The JSON in a scoped URL. A text that does not decode, or that hides a NUL, stays as it is and is
+-- not a valid scope.
 local function decoded(txn, encoded)
     if not encoded:match("^[A-Za-z0-9_-]*$") or #encoded % 4 == 1 then
         return encoded
@@ -157,7 +157,7 @@ local function service_at(path)
     return facts.paths[path:match("^/([^/]*)") or ""]
 end
 
--- Takes the scope out of a path, and says which service the path leads to.
+-- Takes the scope out of a path, and finds the service that the path leads to.
 local function read_path(txn)
     local path = txn.f:path()
     local encoded, rest = path:match("^/" .. facts.url_prefix .. "/([^/]*)/?(.*)$")
@@ -168,15 +168,14 @@ local function read_path(txn)
     end
     local service = service_at(path)
     if service == nil then
-        refuse(404, "the proxy of " .. facts.name .. " knows no service at this path: known are "
+        refuse(404, "the proxy of " .. facts.name .. " knows no service at this path; known: "
             .. facts.paths_shown)
     end
     return service, path, encoded and decoded(txn, encoded)
 end
 
--- What the three carriers of a scope come to together: which instance provides which service (scope), the
--- same as a text, whether there is a carrier at all, and the issuer that the tag names. Requests repeat
--- themselves, so that what was understood once is kept.
+-- Merges the three carriers of a scope: the resolved scope, its canonical text, whether there is any
+-- carrier, and the issuer that the tag names. Requests repeat themselves, so results are cached.
 local kept, kept_count = {}, 0
 
 local function understand(txn, header, url, tag)
@@ -209,7 +208,7 @@ local function understand(txn, header, url, tag)
     return known
 end
 
--- A service's own token is worth something only to the instance that issued it, and stays there.
+-- A service's own token is valid only on the instance that issued it, and stays there.
 local function keep_service_token(txn, token, issuer, target)
     if target ~= facts.name or issuer ~= facts.name then
         txn.http:req_del_header("X-Service-Token")
@@ -218,9 +217,9 @@ local function keep_service_token(txn, token, issuer, target)
     end
 end
 
--- keystone knows its tokens without their tags. A token that is asked about is judged by its issuer.
--- Where the caller's own token is from elsewhere, the subject speaks for itself, as keystone's policy
--- allows (rule:token_subject): no instance needs an account at another one.
+-- Keystone knows its tokens without their tags. The issuer of a token answers questions about it. If the
+-- caller's own token is from another instance, the subject validates itself, as keystone's policy allows
+-- (rule:token_subject): no instance needs an account on another one.
 local function to_keystone(txn, caller, caller_issuer, subject, subject_issuer)
     if subject_issuer then
         txn.http:req_set_header("X-Subject-Token", bare(subject))
@@ -234,7 +233,7 @@ local function to_keystone(txn, caller, caller_issuer, subject, subject_issuer)
     end
 end
 
--- nova makes a server's ports with its own account, and so in its own instance.
+-- Nova creates a server's ports with its own account, and therefore in its own instance.
 local function check_network(txn, path, scope)
     local is_new_server = txn.f:method() == "POST" and path:match("/servers/?$")
     if is_new_server and scope.network and scope.network ~= scope.compute then

@@ -19,7 +19,7 @@ from tests.machines.sandbox_owner import PROXY_ADDRESS
 __all__ = ["clone", "sandbox"]
 
 VARIABLE = "OPENSTACKOID_MIRRORS"
-#: What DevStack clones of OpenStack, itself included.
+#: The OpenStack repositories that DevStack needs, including its own.
 REPOSITORIES = (
     "devstack",
     "glance",
@@ -33,7 +33,7 @@ REPOSITORIES = (
 
 @pytest.fixture(scope="session")
 def mirrors() -> Path:
-    """The directory of bare mirrors, which has to have all of them."""
+    """The directory of bare mirrors, which must be complete."""
     directory = Path(os.environ[VARIABLE]).resolve()
     places = [directory / "openstack" / f"{name}.git" for name in REPOSITORIES]
     missing = [str(place) for place in places if not (place / "HEAD").exists()]
@@ -43,7 +43,7 @@ def mirrors() -> Path:
 
 @pytest.fixture(scope="session")
 def git_base(mirrors: Path, sandbox: Sandbox) -> Iterator[str]:
-    """Where machines in the sandbox find the mirrors: what DevStack calls GIT_BASE."""
+    """The URL of the mirrors for machines in the sandbox: DevStack's GIT_BASE."""
     base = f"git://{PROXY_ADDRESS}"
     with tempfile.TemporaryDirectory(prefix="oid-git-", dir="/var/tmp") as name:
         note = Path(name) / "pid"

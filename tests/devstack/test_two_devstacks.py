@@ -1,6 +1,6 @@
-"""Two real DevStacks by our own product, from nothing to nothing: unmodified, services vanilla.
+"""Two real, unmodified DevStacks with vanilla services, from creation to removal by the lab.
 
-The tests go through the life of one lab, in order.
+The tests follow the life of one lab, in order.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tests.machines.conftest import Clone
 
 if not os.environ.get(VARIABLE):
     pytest.skip(
-        f"{VARIABLE} names no directory of bare mirrors (openstack/nova.git and so on), of which "
-        "two real DevStacks could be made in 40 minutes",
+        f"set {VARIABLE} to a directory of bare mirrors (openstack/nova.git and so on) to make "
+        "two real DevStacks in 40 minutes",
         allow_module_level=True,
     )
 
 NAMES = ("InstanceOne", "InstanceTwo")
 ADDRESS = {"InstanceOne": "192.168.56.11", "InstanceTwo": "192.168.56.12"}
 SERVICES = ("glance", "keystone", "neutron", "nova", "placement")
-#: What the embedded lab passes, too.
+#: Tests that the local lab passes, too.
 SAME_TESTS = ("tests/integration/test_transcript.py", "tests/integration/test_server_create.py")
 DEVSTACK = "/opt/stack/devstack"
 LOG = "/opt/stack/logs/stack.sh.log"
@@ -42,7 +42,7 @@ path.write_text(json.dumps({**json.loads(path.read_text()), "peers": [], "issuer
 
 @pytest.fixture(scope="module")
 def lab(git_base: str, clone: Callable[[], Clone]) -> Clone:
-    """Two machines with DevStack, all up."""
+    """Two machines with DevStack, up."""
     one = clone()
     one.describe(
         stack="devstack",
@@ -53,7 +53,7 @@ def lab(git_base: str, clone: Callable[[], Clone]) -> Clone:
             "branch": "master",
             "settings": {
                 "VIRT_DRIVER": "fake",
-                # Containers have no kernel modules of their own.
+                # Containers cannot load kernel modules.
                 "OVS_DATAPATH_TYPE": "netdev",
                 "ENABLE_KSM": "False",
                 # Two DevStacks on few cores.
@@ -67,12 +67,12 @@ def lab(git_base: str, clone: Callable[[], Clone]) -> Clone:
 
 
 def ssh(lab: Clone, name: str, command: str) -> str:
-    """The output of *command*, as typed in the instance *name*; it has to succeed."""
+    """The output of *command* in the instance *name*, which has to succeed."""
     return lab.setup_env("ssh", name, "--", *shlex.split(command))
 
 
 def found(lab: Clone, name: str, command: str) -> str:
-    """What *command* finds in the instance *name*, which may be nothing."""
+    """The output of *command* in the instance *name*, even if it fails."""
     return lab.run("./setup-env.py", "ssh", name, "--", *command.split(), check=False).stdout
 
 
@@ -81,7 +81,7 @@ def image_id(lab: Clone, name: str) -> str:
 
 
 def create(lab: Clone) -> tuple[str, str]:
-    """State and image of a server that is made as the README shows it, and deleted again."""
+    """State and image of a server that is made as in the README, and deleted again."""
     image = image_id(lab, "InstanceTwo")
     said = ssh(
         lab,
@@ -95,12 +95,12 @@ def create(lab: Clone) -> tuple[str, str]:
 
 
 def last_run(lab: Clone, name: str) -> str:
-    """The log of stack.sh's last run, which has a name of its own."""
+    """The log of stack.sh's last run; each run has another name."""
     return ssh(lab, name, f"readlink {LOG}").strip()
 
 
 def problems(lab: Clone) -> list[str]:
-    """What of DevStack does not run, and which peers are out of reach."""
+    """The services of DevStack that do not run, and the unreachable peers."""
     status = json.loads(lab.setup_env("status", "--json"))
     assert [one["name"] for one in status["instances"] if one["up"]] == [*NAMES]
     lacking = []

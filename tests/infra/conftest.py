@@ -1,4 +1,4 @@
-"""A testinfra host for every instance of the lab, over the provider's own ssh_config."""
+"""A testinfra host for every instance of the lab, through the provider's ssh_config."""
 
 from __future__ import annotations
 

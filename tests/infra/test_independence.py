@@ -1,4 +1,4 @@
-"""Instances share nothing: every secret is another one."""
+"""Instances share nothing: every secret differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs in every instance, seen over ssh as on any machine."""
+"""Check every instance over ssh, as on any machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PROGRAMS = (
     "nova-scheduler",
     "nova-compute",
 )
-#: What has to be exactly what its authors released.
+#: Distributions that must be exactly as released.
 VANILLA = (
     "glance",
     "keystone",
@@ -130,7 +130,7 @@ def test_what_is_secret_is_closed_to_others(host: Host, directory: Path, secret:
 
 
 def test_what_programs_write_is_closed_to_others(host: Host, directory: Path) -> None:
-    # MariaDB decides by itself; all that it writes is below data and run.
+    # MariaDB chooses its own modes; all its files are below data and run.
     names = [program for program in PROGRAMS if program != "mariadb"]
     pids = f"$(supervisorctl -c {directory}/etc/supervisord.conf pid {' '.join(names)})"
     masks = host.check_output(f"for pid in {pids}; do grep Umask /proc/$pid/status; done")

@@ -1,4 +1,4 @@
-"""The instances of the running lab, as somebody in their shells uses them."""
+"""The instances of the running lab, as used from their shells."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Shell:
     name: str
 
     def run(self, *argv: str) -> str:
-        """The output of a command, which has to succeed."""
+        """The output of the command *argv*, which has to succeed."""
         return self.lab.ssh(self.name, *argv).stdout
 
     def openstack(self, line: str) -> str:
-        """The output of an ``openstack`` command as typed, which has to succeed."""
+        """The output of the ``openstack`` command *line*, which has to succeed."""
         return self.run("openstack", *shlex.split(line)).strip()
 
-    def json(self, line: str) -> Any:  # noqa: ANN401 - whatever the command answers
-        """What an ``openstack`` command answers, as data."""
+    def json(self, line: str) -> Any:  # noqa: ANN401 - depends on the command
+        """The answer of an ``openstack`` command, as data."""
         return json.loads(self.openstack(f"{line} -f json"))
 
     def sql(self, statement: str) -> list[list[str]]:
@@ -46,7 +46,7 @@ class Shell:
 
     @property
     def cell(self) -> str:
-        """The database of the cell that has the servers."""
+        """The database of the cell with the servers."""
         return "nova_cell1" if self._is_devstack else "nova"
 
     @property
@@ -63,13 +63,13 @@ class Shell:
         return self.openstack("image show cirros -f value -c id")
 
     def user(self, home: Shell) -> str:
-        """The ID of the instance's own user who a shell in *home* is here."""
+        """The ID of the user of this instance as which a shell in *home* logs in here."""
         member = stacks.stack_class(self.lab.config.stack).member
         name = "admin" if home is self else member
         return self.sql(f"SELECT user_id FROM keystone.local_user WHERE name = '{name}'")[0][0]
 
     def proxy_log(self, since: int = 0) -> list[LogLine]:
-        """What the proxy has served, from the line *since* on."""
+        """The requests in the proxy's log, from the line *since* on."""
         proxy = "openstackoid-proxy" if self._is_devstack else "haproxy"
         lines = self.lab.setup_env("logs", self.name, proxy).stdout.splitlines()
         return list(filter(None, map(parse_log_line, lines)))[since:]
@@ -77,7 +77,7 @@ class Shell:
 
 @pytest.fixture(scope="session")
 def shell(lab: RunningLab) -> Callable[[str], Shell]:
-    """The login in an instance; the same one each time."""
+    """Returns the shell of an instance, the same one each time."""
     shells = {name: Shell(lab, name) for name in lab.config.names}
     return shells.__getitem__
 

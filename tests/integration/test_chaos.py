@@ -1,4 +1,4 @@
-"""Whatever is killed, and whenever, the next ``up`` brings the lab back."""
+"""Whatever is killed at whatever moment, the next ``up`` brings the lab back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import ROOT, RunningLab
 from tests.infra.test_instance import PROGRAMS
 from tests.integration.conftest import Shell
 
-#: Where a run is to be repeated: the seed that it printed.
+#: Set this to the seed that a run printed, to repeat that run.
 SEED = int(os.environ.get("OPENSTACKOID_CHAOS_SEED", time.time_ns() % 2**32))
 
 
@@ -27,14 +27,14 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 
 def _kill(shell: Shell, program: str) -> None:
-    """Kill *program* of the instance, or its ``supervisord``, as the kernel kills."""
+    """Kill *program* of the instance, or its ``supervisord``, with SIGKILL."""
     name = "" if program == "supervisord" else program
     pid = f"supervisorctl -c {shell.directory}/etc/supervisord.conf pid {name}"
     shell.run("sh", "-c", f"kill -KILL $({pid})")
 
 
 def _up(lab: RunningLab, after: str) -> None:
-    """Bring the lab up, which has to leave every program running."""
+    """Bring the lab up, and check that every program runs."""
     started = time.monotonic()
     lab.setup_env("up", "--no-attach")
     print(f"up after {after}: {time.monotonic() - started:.1f} s")
@@ -46,7 +46,7 @@ def _up(lab: RunningLab, after: str) -> None:
 
 
 def _check_all(lab: RunningLab, shell: Shell) -> None:
-    """No port has two programs, and instances work together."""
+    """Check that no port has two programs, and that instances work together."""
     for name in lab.config.names:
         address = str(lab.config.instance(name).address)
         lines = lab.ssh(name, "ss", "-Hltn", "src", address).stdout.splitlines()
@@ -60,7 +60,7 @@ def _check_all(lab: RunningLab, shell: Shell) -> None:
     shell.openstack(f"server delete {server['id']} --wait")
 
 
-def test_up_mends_an_instance_whichever_of_its_programs_was_killed(
+def test_up_repairs_an_instance_whichever_program_was_killed(
     lab: RunningLab, one: Shell, chance: random.Random
 ) -> None:
     programs = [*PROGRAMS, "epmd", "supervisord"]
@@ -79,7 +79,7 @@ def _kill_supervisord(_lab: RunningLab, two: Shell) -> None:
 
 
 @pytest.mark.parametrize("begin", [_halt, _kill_supervisord])
-def test_up_continues_where_one_up_after_another_was_killed(
+def test_up_continues_after_several_ups_were_killed(
     lab: RunningLab,
     one: Shell,
     two: Shell,

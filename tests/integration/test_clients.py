@@ -1,4 +1,4 @@
-"""Clients that know nothing of scopes: only their auth URL says one."""
+"""Clients without support for scopes: the scope is in their auth URL only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an instance gives a peer that is in somebody else's hands, and what such a peer stops."""
+"""What an instance reveals to a hostile peer, and what such a peer can stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.peers import RecordingPeer
 
 @pytest.fixture(scope="module")
 def listener(lab: RunningLab) -> Iterator[RecordingPeer]:
-    """Somebody who listens where the proxy of InstanceTwo was."""
+    """A peer that listens at the address of InstanceTwo's proxy."""
     lab.setup_env("halt", "InstanceTwo")
     try:
         address = str(lab.config.instance("InstanceTwo").address)
@@ -47,7 +47,7 @@ def wait_for_peer(lab: RunningLab, state: str) -> None:
 
 @pytest.fixture
 def peer(lab: RunningLab, listener: RecordingPeer) -> Iterator[RecordingPeer]:
-    """The same, well and with nothing recorded."""
+    """The same peer, healthy and with nothing recorded."""
     listener.requests.clear()
     yield listener
     listener.recover()

@@ -1,4 +1,4 @@
-"""An instance needs no other one, accepts nothing that is not meant for it, and comes back."""
+"""An instance works alone, accepts only tokens that are meant for it, and recovers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.integration.conftest import Shell
 
 
 def _status(lab: RunningLab, name: str, path: str, token: str) -> int:
-    """The HTTP status that the proxy of the instance *name* answers with."""
+    """The HTTP status that the proxy of the instance *name* returns."""
     address = lab.config.instance(name).address
     request = urllib.request.Request(
         f"http://{address}:8888{path}", headers={"X-Auth-Token": token}
@@ -97,7 +97,7 @@ def test_a_service_that_dies_is_restarted(one: Shell) -> None:
     assert one.openstack("image list -f value -c Name") == "cirros"
 
 
-def test_the_first_requests_after_a_start_are_answered_as_all_later_ones(
+def test_the_first_requests_after_a_start_are_answered_like_all_later_ones(
     lab: RunningLab, one: Shell
 ) -> None:
     token = one.openstack("token issue -f value -c id")
@@ -120,7 +120,7 @@ def test_the_first_requests_after_a_start_are_answered_as_all_later_ones(
     assert [json.loads(text) for text in answers] == [{"networks": [{"name": "private"}]}] * 6
 
 
-def test_up_brings_an_instance_back_whose_processes_were_all_killed(
+def test_up_brings_an_instance_back_after_all_its_processes_were_killed(
     lab: RunningLab, two: Shell
 ) -> None:
     server = two.json(
@@ -135,7 +135,7 @@ def test_up_brings_an_instance_back_whose_processes_were_all_killed(
 
 
 @pytest.mark.usefixtures("two_halted")
-def test_taken_ports_are_named_with_who_has_them_and_soon(lab: RunningLab) -> None:
+def test_taken_ports_and_their_programs_are_named_quickly(lab: RunningLab) -> None:
     if not provider(lab.config).is_here:
         pytest.skip("this machine has none of the instance's ports")
     address = str(lab.config.instance("InstanceTwo").address)
@@ -152,7 +152,7 @@ def test_taken_ports_are_named_with_who_has_them_and_soon(lab: RunningLab) -> No
 
 @pytest.fixture
 def of_another_installation(lab: RunningLab, two: Shell) -> Iterator[Path]:
-    """InstanceTwo's note of who made its data, after a migration of that has failed."""
+    """InstanceTwo's note of the installation that made its data, after a failed migration."""
     if lab.config.stack != "wheels":
         pytest.skip("DevStack migrates its databases itself")
     kept = two.directory / "data" / "mariadb.installed"

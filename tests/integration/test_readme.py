@@ -1,4 +1,4 @@
-"""A newcomer's first minutes: a fresh clone, and the README's commands as they stand."""
+"""A newcomer's first minutes: a fresh clone, and the README's commands unchanged."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lab import processes
 from tests.conftest import ROOT
 
 BLOCK = re.compile(r"#\+begin_src sh\n(.*?)#\+end_src", re.DOTALL)
-#: The one command that cannot run inside of itself; CI runs it.
+#: The one command that cannot run inside itself; CI runs it.
 TEST = "./setup-env.py test"
 
 
 @pytest.fixture
 def clone() -> Iterator[Path]:
-    """A clone beside the lab that may run: its instances have other addresses."""
+    """A clone whose instances have other addresses than a lab that may be running."""
     directory = Path(tempfile.mkdtemp(prefix="clone-"))
     repository = directory / "openstackoid"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(repository)], check=True)

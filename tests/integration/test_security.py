@@ -1,4 +1,4 @@
-"""What becomes of tokens and headers that are not what they seem."""
+"""The handling of forged tokens and headers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_accounts_of_services_are_services_and_nothing_else(one: Shell) -> None:
     assert {row["Role"] for row in rows} == {"service"}
 
 
-def test_a_foreign_token_that_is_no_token_costs_three_lines_and_no_login(
+def test_an_invalid_foreign_token_costs_three_lines_and_no_login(
     lab: RunningLab, shell: Callable[[str], Shell]
 ) -> None:
     logs = [
@@ -38,7 +38,7 @@ def test_a_foreign_token_that_is_no_token_costs_three_lines_and_no_login(
     def lines() -> dict[Path, list[str]]:
         return {path: path.read_text(errors="replace").splitlines() for path in logs}
 
-    # The first one has glance log in, for its own account.
+    # The first request makes glance log in with its own account.
     assert ask(lab, "InstanceOne", IMAGES, {"X-Auth-Token": GARBAGE})[0] == 401
     time.sleep(1)
     before = lines()
@@ -52,7 +52,7 @@ def test_a_foreign_token_that_is_no_token_costs_three_lines_and_no_login(
 
 
 @pytest.mark.parametrize("header", ["X-Storage-Token", "X-Identity-Status"])
-def test_no_header_goes_round_the_proxy(lab: RunningLab, header: str) -> None:
+def test_no_header_bypasses_the_proxy(lab: RunningLab, header: str) -> None:
     status, _, answer = ask(lab, "InstanceTwo", IMAGES, {header: GARBAGE})
     assert status == 400
     assert header.lower() in answer["error"]["message"]

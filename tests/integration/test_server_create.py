@@ -1,4 +1,4 @@
-"""Servers whose identity, compute and image come from any instance, asked for at any instance."""
+"""Servers with identity, compute and image from any instance, requested at any instance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TYPES = ("compute", "identity", "image", "network", "placement")
 
 @dataclass(frozen=True)
 class Request:
-    """A server that is asked for at *home* with a scope over :data:`SCOPED`."""
+    """A server that is requested at *home* with a scope over :data:`SCOPED`."""
 
     home: str
     identity: str
@@ -38,18 +38,18 @@ class Request:
 
     @property
     def resolved(self) -> Scope:
-        """What the proxies make of the scope; no two requests have the same."""
+        """The scope as the proxies resolve it; no two requests have the same."""
         return Scope(dict.fromkeys(TYPES, self.home)).merged(self.scope)
 
     @property
     def has_port(self) -> bool:
-        """A port is made by the compute's own account, and so in the compute's instance."""
+        """The compute makes a port with its own account, and so in its own instance."""
         return self.compute == self.home
 
 
 @dataclass(frozen=True)
 class Created:
-    """What the client was told of a server, and all that the proxies served for its scope."""
+    """A server as the client saw it, and all requests that the proxies served for its scope."""
 
     server: dict[str, Any]
     lines: list[LogLine]
@@ -70,7 +70,7 @@ REQUESTS = [Request(*choice) for choice in itertools.product(INSTANCES, repeat=4
 
 @pytest.fixture(scope="module")
 def created(shell: Callable[[str], Shell]) -> Iterator[Callable[[Request], Created]]:
-    """Every server, made side by side: what the proxies log says which scope it was for."""
+    """All servers, made in parallel: the proxies' logs name the scope of each request."""
 
     def create(request: Request) -> dict[str, Any]:
         network = "--network private" if request.has_port else "--nic none"

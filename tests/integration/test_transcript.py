@@ -1,4 +1,4 @@
-"""What the README shows, typed into the panes and read back from the screen."""
+"""The README's example, typed into the panes and read back from the screen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ID = re.compile(r"\| ([0-9a-f]{8}-[0-9a-f-]{27}) \| cirros \| active \|")
 
 @pytest.fixture
 def panes(lab: RunningLab) -> dict[str, Pane]:
-    """The panes of the lab's session by their instance; wide enough for what they show."""
+    """The panes of the lab's session by instance, wide enough for the output."""
     lab.setup_env("up", "--no-attach")
     server = Server(socket_name=lab.tmux_socket)
     session = server.sessions.get(session_name=SESSION)
@@ -36,7 +36,7 @@ def _screen(pane: Pane) -> str:
 
 
 def _type(pane: Pane, name: str, command: str) -> str:
-    """What stands on the screen once *command* has ended and the prompt is back."""
+    """The screen after *command* has ended and the prompt is back."""
     prompt = f"stack@{name}:~$"
     pane.send_keys("clear", enter=True)
     deadline = time.monotonic() + 20

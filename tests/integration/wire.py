@@ -1,4 +1,4 @@
-"""Requests as they stand on the wire, to the proxies of the running lab."""
+"""Raw HTTP requests to the proxies of the running lab."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import RunningLab
 
 IMAGES = "/image/v2/images"
 TOKENS = "/identity/v3/auth/tokens"
-#: A token that InstanceTwo is said to have issued.
+#: An invalid token that claims InstanceTwo as its issuer.
 GARBAGE = Scope(
     {
         **dict.fromkeys(("compute", "image", "network", "placement"), "InstanceOne"),
@@ -27,7 +27,7 @@ GARBAGE = Scope(
 def ask(
     lab: RunningLab, name: str, path: str, headers: Mapping[str, str], body: object = None
 ) -> tuple[int, Mapping[str, str], Any]:
-    """Status, headers by their names in lower case, and content of an answer of a proxy."""
+    """A proxy's answer: its status, its headers by lower-case name, and its content."""
     address = lab.config.instance(name).address
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
@@ -49,7 +49,7 @@ def _lower(headers: Message) -> dict[str, str]:
 
 
 def login(lab: RunningLab, name: str, user: str, scope: str = "") -> str:
-    """A token of the user, in the project of the same name, for *scope*."""
+    """A token of *user*, in the project of the same name, for *scope*."""
     secrets = json.loads((lab.config.state / "secrets" / f"{name}.json").read_text())
     domain = {"id": "default"}
     who = {"name": user, "domain": domain, "password": secrets[user]}

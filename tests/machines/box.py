@@ -1,4 +1,4 @@
-"""The machine's root file system, made of Debian's packages: no box has to be downloaded."""
+"""Build the machine's root file system from Debian's packages, without downloading a box."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-#: The Docker image that a sandbox makes of the box.
+#: The Docker image that a sandbox makes from the box.
 IMAGE = "openstackoid-box"
 
 _SYSTEM = (
@@ -35,10 +35,10 @@ _SYSTEM = (
     "systemd",
     "systemd-sysv",
 )
-#: What the stacks need on a host; none of it starts by itself.
+#: Packages for the stacks; none of their services starts by itself.
 _STACK = ("haproxy", "mariadb-server", "rabbitmq-server")
 _DISABLED = ("epmd.service", "epmd.socket", "haproxy.service")
-# Hardware and networks are Docker's business; a machine of a test lives too short for timers.
+# Docker manages hardware and networks; a test's machine is too short-lived for timers.
 _MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
@@ -49,8 +49,8 @@ _MASKED = (
     "systemd-timesyncd.service",
     "systemd-udevd.service",
 )
-# Docker mounts /proc/sys read-only. What is below net belongs to the machine alone, and DevStack
-# and Neutron write there; the rest is the host's.
+# Docker mounts /proc/sys read-only. DevStack and Neutron write to net, which belongs to the machine
+# alone; the rest is the host's.
 _WRITABLE_NET_SETTINGS = """\
 [Unit]
 Description=Make the network settings writable
@@ -66,19 +66,19 @@ ExecStart=mount -o remount,bind,rw /proc/sys/net
 WantedBy=multi-user.target
 """
 _DROP_INS = {
-    # DevStack takes Debian's, as they start with the machine; the wheels start their own.
+    # DevStack uses Debian's services, which start with the machine; the wheels start their own.
     "mariadb": "[Unit]\nConditionPathExists=/opt/stack/devstack\n",
     "rabbitmq-server": "[Unit]\nConditionPathExists=/opt/stack/devstack\n",
-    # A container has no modules of the host's kernel: a daemon of iSCSI would fail, and stack.sh
-    # with it (lib/nova:configure_nova).
+    # A container has no kernel modules: the iSCSI daemon would fail, and stack.sh with it
+    # (lib/nova:configure_nova).
     "iscsid": "[Unit]\nConditionPathExists=/sys/class/iscsi_transport\n",
-    # OVN's own bridge follows no OVS_DATAPATH_TYPE (lib/neutron_plugins/ovn_agent:_start_ovs).
+    # OVN's own bridge ignores OVS_DATAPATH_TYPE (lib/neutron_plugins/ovn_agent:_start_ovs).
     "ovn-controller": (
         "[Service]\nExecStartPre=ovs-vsctl --no-wait set open_vswitch . "
         "external-ids:ovn-bridge-datapath-type=netdev\n"
     ),
 }
-# What is done in the root file system, as $1, once its packages and our files are there.
+# Commands for the root file system, $1, after its packages and our files are installed.
 _HOOKS = (
     'chroot "$1" useradd --no-create-home --shell /bin/bash vagrant',
     'cp -r --no-clobber "$1/etc/skel/." "$1/home/vagrant"',
@@ -89,7 +89,7 @@ _HOOKS = (
     f'chroot "$1" systemctl disable {" ".join(_DISABLED)}',
     'chroot "$1" systemctl enable net-settings.service',
     f'chroot "$1" systemctl mask {" ".join(_MASKED)}',
-    # Each machine makes its own.
+    # Each machine generates its own.
     'rm -f "$1"/etc/ssh/ssh_host_*',
     ': > "$1/etc/machine-id"',
 )
@@ -100,12 +100,12 @@ _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE---
 
 
 class BoxError(Exception):
-    """The box cannot be built; the text says why."""
+    """The box could not be built; the text says why."""
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What the box depends on besides this file."""
+    """Everything besides this file that the box depends on."""
 
     suite: str
     key: str
@@ -119,9 +119,9 @@ class _Recipe:
 
 
 def build(directory: Path) -> Path:
-    """The box as a tar file in *directory*; made, in about a minute, where it is not there yet.
+    """The box as a tar file in *directory*; building a missing one takes about a minute.
 
-    :raises BoxError: when it cannot be made.
+    :raises BoxError: when it cannot be built.
     """
     recipe = _recipe()
     box = directory / f"box-{recipe.digest}.tar"
@@ -153,15 +153,15 @@ def _recipe() -> _Recipe:
 
 
 def _insecure_key() -> str:
-    """The public key by which Vagrant gets into a fresh machine."""
+    """The public key with which Vagrant logs in to a fresh machine."""
     keys = sorted(Path("/").glob(_VAGRANT_KEYS.lstrip("/")))
     if not keys:
-        raise BoxError("the package vagrant is missing: it has the key of a fresh machine")
+        raise BoxError("the package vagrant is missing: it has the key for a fresh machine")
     return keys[-1].read_text()
 
 
 def _own_certificates() -> tuple[str, ...]:
-    """Those certificates that this host trusts and Debian does not: a closed network's, say."""
+    """The certificates that this host trusts and Debian does not: a closed network's, say."""
     if not _BUNDLE.exists():
         return ()
     packaged = "".join(path.read_text() for path in _PACKAGED_CERTIFICATES.rglob("*.crt"))
@@ -170,14 +170,14 @@ def _own_certificates() -> tuple[str, ...]:
 
 
 def _apt_options() -> tuple[str, ...]:
-    """What this host's apt is told about its mirrors that the box's has to know as well."""
+    """The options of this host's apt, about its mirrors, that the box needs as well."""
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     wanted = ("Acquire::Check-Date ", "Acquire::Check-Valid-Until ")
     return tuple(line for line in dump.splitlines() if line.startswith(wanted))
 
 
 def _write_files(recipe: _Recipe, root: Path) -> Path:
-    """The files that differ from what the packages bring, below *root*."""
+    """Write the files that differ from the packages', below *root*."""
     texts = {
         "etc/locale.gen": "en_US.UTF-8 UTF-8\n",
         "etc/sudoers.d/vagrant": "vagrant ALL=(ALL) NOPASSWD: ALL\n",
@@ -214,7 +214,7 @@ def _mmdebstrap(recipe: _Recipe, files: Path, box: Path, scratch: Path) -> None:
             recipe.suite,
             str(box),
         ],
-        # mmdebstrap makes the root file system below TMPDIR.
+        # mmdebstrap builds the root file system below TMPDIR.
         env={**os.environ, "TMPDIR": str(scratch)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -224,4 +224,4 @@ def _mmdebstrap(recipe: _Recipe, files: Path, box: Path, scratch: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise BoxError("mmdebstrap fails:\n" + "\n".join(done.stdout.splitlines()[-20:]))
+        raise BoxError("mmdebstrap failed:\n" + "\n".join(done.stdout.splitlines()[-20:]))

@@ -1,4 +1,4 @@
-"""A sandbox for real Vagrant machines, and a clone of the repository whose lab is made of them."""
+"""A sandbox for real Vagrant machines, and a clone of the repository whose lab uses them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Clone:
         return self.root.parent.name
 
     def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """What the command *argv* does and says in the clone."""
+        """Run the command *argv* in the clone."""
         done = self.sandbox.run(argv, cwd=self.root, env={SOCKET_VARIABLE: self.socket})
         if check and done.returncode != 0:
             words = " ".join(argv)
@@ -48,23 +48,23 @@ class Clone:
         return self.run("./setup-env.py", *arguments).stdout
 
     def error(self, *arguments: str) -> str:
-        """The last line that ``./setup-env.py ARGUMENTS…`` says, which has to fail."""
+        """The last line of ``./setup-env.py ARGUMENTS…``, which has to fail."""
         done = self.run("./setup-env.py", *arguments, check=False)
         assert done.returncode == 1, done.stdout
         assert "Traceback" not in done.stderr
         return done.stderr.splitlines()[-1]
 
-    def describe(self, **sections: Any) -> None:  # noqa: ANN401 - whatever YAML holds
-        """Have lab.yaml say *sections* instead of what it says of them."""
+    def describe(self, **sections: Any) -> None:  # noqa: ANN401 - any YAML
+        """Replace *sections* of lab.yaml."""
         path = self.root / "lab.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **sections}))
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
-    """The place where the machines run; where there can be none, the tests are skipped."""
+    """The sandbox of the machines; if there cannot be one, the tests are skipped."""
     if os.geteuid() != 0 and "CI" not in os.environ:
-        pytest.skip("machines of a test need namespaces of their own, which only root may make")
+        pytest.skip("the test machines need namespaces of their own, which only root may make")
     try:
         apt.ensure(PACKAGES, print)
     except LabError as error:
@@ -75,7 +75,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="session")
 def clone(sandbox: Sandbox) -> Iterator[Callable[[], Clone]]:
-    """Makes clones whose machines are of Docker and fetch through the sandbox's proxy."""
+    """Makes clones whose machines use Docker and download through the sandbox's proxy."""
     made: list[Clone] = []
 
     def make() -> Clone:

@@ -1,4 +1,4 @@
-"""A private place for real Vagrant machines: namespaces, a Docker of its own, and one way out.
+"""A private place for real Vagrant machines: namespaces, its own Docker, and one way out.
 
 ``python -m tests.machines.sandbox -- COMMAND…`` runs a command in a sandbox, ``-- bash`` opens a
 shell in it. ``--keep-until-stdin-closes`` instead prints how other shells enter it.
@@ -24,16 +24,16 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 _DEFAULT_CACHE = Path("/var/tmp/openstackoid-boxes")
 #: The HTTP proxy that the sandbox and the machines in it reach.
 PROXY = f"http://{PROXY_ADDRESS}:{PROXY_PORT}"
-#: What is reached without it: the sandbox and its machines.
+#: Hosts that are reached without the proxy: the sandbox and its machines.
 NO_PROXY = "localhost,127.0.0.0/8,::1,192.168.56.0/24"
 
 
-class CellError(Exception):
-    """There is no sandbox; the text says why."""
+class SandboxError(Exception):
+    """The sandbox could not be made; the text says why."""
 
 
 class Sandbox:
-    """A sandbox whose machines are made of the box kept in *cache*.
+    """A sandbox whose machines use the box in *cache*.
 
     >>> with Sandbox(cache) as sandbox:
     ...     sandbox.run(["vagrant", "up"], cwd=directory, check=True)
@@ -48,7 +48,7 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         image = box.build(self._cache)
-        # In a session of its own: a Ctrl-C must not reach it before its clean-up.
+        # In its own session: a Ctrl-C must not interrupt its clean-up.
         self._owner = subprocess.Popen(
             [sys.executable, "-m", "tests.machines.sandbox_owner", str(image)],
             cwd=_ROOT,
@@ -61,7 +61,7 @@ class Sandbox:
         answer = self._owner.stdout.readline()
         if not answer:
             self._end()
-            raise CellError("the sandbox cannot be made; its owner said why on standard error")
+            raise SandboxError("the sandbox could not be made; see its owner's standard error")
         told = json.loads(answer)
         self._enter = told["enter"]
         self.environment = _environment(Path(told["directory"]))
@@ -84,7 +84,7 @@ class Sandbox:
         self._owner = None
 
     def command(self, argv: Sequence[str], cwd: Path) -> list[str]:
-        """*argv* as a command line that runs in the sandbox, in *cwd*, for a Popen of one's own."""
+        """A command line that runs *argv* in the sandbox, in *cwd*; for the caller's own Popen."""
         return [*self._enter, f"--wdns={cwd}", "--", *argv]
 
     def run(
@@ -97,9 +97,9 @@ class Sandbox:
         timeout: float | None = None,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """What *argv* does and says in the sandbox; *env* is added to our environment.
+        """Run *argv* in the sandbox, with *env* added to our environment.
 
-        What it started and left, after a timeout too, ends with the sandbox.
+        Processes that it leaves, even after a timeout, end with the sandbox.
 
         :raises subprocess.CalledProcessError: with *check*, when it fails.
         :raises subprocess.TimeoutExpired: when it takes longer than *timeout* seconds.
@@ -116,7 +116,7 @@ class Sandbox:
         )
 
     def how_to_enter(self) -> str:
-        """What one types to get a shell in the sandbox."""
+        """The command that opens a shell in the sandbox."""
         variables = [f"{key}={value}" for key, value in self.environment.items()]
         return shlex.join([*self._enter, "--", "env", *variables, "bash"])
 

@@ -1,8 +1,8 @@
-"""The process that owns a sandbox: it makes it, says what is in it, and removes it without trace.
+"""The process that owns a sandbox: it makes it, describes it, and removes it without trace.
 
-It is a process of its own, so that a sandbox ends with whoever asked for it, however that one ends:
-its standard input is then closed. Should the owner itself be killed, the kernel ends all that is
-in the sandbox; only files are left then, which the next owner removes.
+It is a separate process, so that a sandbox ends with its caller, however the caller ends: the
+owner's standard input then closes. If the owner itself is killed, the kernel ends everything in the
+sandbox. Only files remain, and the next owner removes them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pathlib import Path
 
 from tests.machines.box import IMAGE
 
-#: Where, inside of a sandbox, everything reaches the HTTP proxy, which is the only way out.
+#: The address of the HTTP proxy inside a sandbox; it is the only way out.
 PROXY_ADDRESS = "10.200.0.1"
 PROXY_PORT = 3128
 
 _PREFIX = "openstackoid-sandbox-"
 _PARENT = Path("/var/tmp")
 _CGROUPS = Path("/sys/fs/cgroup")
-# The first process of the sandbox: it reaps those that lost their parent, and ends with its input.
+# The first process of the sandbox: it reaps orphans, and ends when its input closes.
 _INIT = f"""\
 set -e
 ip link set lo up
@@ -51,8 +51,8 @@ LogFile "{directory}/tinyproxy.log"
 
 
 def main(box: Path) -> None:
-    """Keep a sandbox with the image *box* until standard input is closed; print what it is."""
-    # A Ctrl-C is for who asked for the sandbox; a request to end is to pass through the clean-up.
+    """Keep a sandbox with the image *box* until standard input closes; print its description."""
+    # A Ctrl-C is for the caller; a SIGTERM has to run the clean-up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     _sweep()
@@ -71,9 +71,9 @@ def main(box: Path) -> None:
 
 @contextmanager
 def _way_out(directory: Path) -> Iterator[Path]:
-    """A forward proxy of the host's network, on the Unix socket that this yields.
+    """Yield the Unix socket of a forward proxy in the host's network.
 
-    Network namespaces do not part the Unix sockets that have a path.
+    Network namespaces do not separate Unix sockets that have a path.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -92,7 +92,7 @@ def _way_out(directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def _namespaces() -> Iterator[list[str]]:
-    """Namespaces of our own; yields what stands before a command that is to run in them."""
+    """Make namespaces; yield the prefix for commands that run in them."""
     argv = [
         "unshare",
         "--mount",
@@ -114,7 +114,7 @@ def _namespaces() -> Iterator[list[str]]:
     try:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
-            raise SystemExit("error: the kernel refuses the namespaces of a sandbox (see above)")
+            raise SystemExit("error: the kernel refused the namespaces of a sandbox (see above)")
         spaces = Path("/proc", str(process.pid), "ns")
         yield [
             "nsenter",
@@ -125,7 +125,7 @@ def _namespaces() -> Iterator[list[str]]:
             f"--pid={spaces / 'pid_for_children'}",
         ]
     finally:
-        # The kernel ends all that is in the sandbox before unshare sees its child end.
+        # The kernel ends everything in the sandbox before unshare sees its child end.
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
@@ -141,7 +141,7 @@ def _relay(directory: Path, enter: Sequence[str], way_out: Path) -> Iterator[Non
 
 @contextmanager
 def _docker(directory: Path, enter: Sequence[str], url: str) -> Iterator[None]:
-    """A Docker daemon of the sandbox's own, with nothing outside of *directory* and our cgroup."""
+    """The sandbox's own Docker daemon, with nothing outside *directory* and our cgroup."""
     argv = [
         *enter,
         "dockerd",
@@ -157,7 +157,7 @@ def _docker(directory: Path, enter: Sequence[str], url: str) -> Iterator[None]:
     with _process(argv, log) as process:
         _await(lambda: path.exists() or process.poll() is not None, "dockerd", log)
         if process.poll() is not None:
-            raise SystemExit(f"error: dockerd ends: {_last(log)}")
+            raise SystemExit(f"error: dockerd ended: {_last(log)}")
         yield
 
 
@@ -165,12 +165,12 @@ def _import(box: Path, enter: Sequence[str], url: str) -> None:
     argv = [*enter, "docker", "--host", url, "import", str(box), f"{IMAGE}:latest"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"error: docker import fails: {done.stderr.strip()}")
+        raise SystemExit(f"error: docker import failed: {done.stderr.strip()}")
 
 
 @contextmanager
 def _process(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that writes to *log* and is ended by its id."""
+    """Run a process that writes to *log*, and kill it in the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             _bound_to_us(argv),
@@ -187,12 +187,12 @@ def _process(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 def _bound_to_us(argv: Sequence[str]) -> list[str]:
-    """*argv* such that the kernel kills it when the owner ends."""
+    """A command line for *argv* that the kernel kills when the owner ends."""
     return ["setpriv", "--pdeathsig=KILL", "--", *argv]
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without the Docker of whoever asked for the sandbox."""
+    """*environment* without the caller's Docker."""
     return {key: value for key, value in environment.items() if not key.startswith("DOCKER_")}
 
 
@@ -200,7 +200,7 @@ def _await(is_there: Callable[[], bool], what: str, log: Path, seconds: float = 
     deadline = time.monotonic() + seconds
     while not is_there():
         if time.monotonic() > deadline:
-            raise SystemExit(f"error: {what} does not start within {seconds:.0f} s: {_last(log)}")
+            raise SystemExit(f"error: {what} did not start within {seconds:.0f} s: {_last(log)}")
         time.sleep(0.02)
 
 
@@ -223,14 +223,14 @@ def _remove(directory: Path) -> None:
 
 
 def _sweep() -> None:
-    """Remove what owners left that were killed."""
+    """Remove the files of owners that were killed."""
     for directory in _PARENT.glob(f"{_PREFIX}*"):
         if not _is_owner(_pid(directory)):
             _remove(directory)
 
 
 def _is_owner(pid: int) -> bool:
-    """Whether *pid* is a owner; a zombie, whose command line is empty, no longer is."""
+    """Whether *pid* is an owner; a zombie, whose command line is empty, no longer is."""
     try:
         return b"tests.machines.sandbox_owner" in Path("/proc", str(pid), "cmdline").read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Machines that are there already: what the lab puts on them, and takes off again."""
+"""Existing machines: what the lab puts on them, and removes again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MACHINE = (
     *("--cgroupns=private", "--tmpfs=/sys/fs/cgroup", "--tmpfs=/run", "--tmpfs=/tmp:exec"),
     *("--env=container=docker", "--stop-signal=SIGRTMIN+3"),
 )
-#: All that is on a machine, but for what it writes of its own: logs, caches, package lists.
+#: Lists everything on a machine, except its own logs, caches and package lists.
 EVERYTHING = (
     "dpkg-query --show --showformat '${Package}\\n';"
     " find / -xdev -path /var/log -prune -o -path /var/cache -prune -o -path /var/lib/apt -prune"
@@ -28,9 +28,9 @@ EVERYTHING = (
 
 @pytest.fixture(scope="module")
 def lab(clone: Callable[[], Clone]) -> Iterator[Clone]:
-    """A lab on two machines that it has not made, with sshd, sudo and no haproxy."""
+    """A lab on two machines that it did not make, with sshd and sudo, but no haproxy."""
     one = clone()
-    # Private to the sandbox: the user who runs the lab has a key there, and knows the machines.
+    # Private to the sandbox: the key and known_hosts of the user who runs the lab.
     ssh = one.root.parent / "ssh"
     ssh.mkdir(mode=0o700)
     one.run("mkdir", "-p", "-m", "700", "/root/.ssh")
@@ -61,11 +61,11 @@ def everything(lab: Clone, name: str) -> set[str]:
     return set(lab.run("docker", "exec", name, "sh", "-c", EVERYTHING).stdout.splitlines())
 
 
-def test_machines_whose_keys_nobody_knows_are_refused_and_the_ways_out_are_said(lab: Clone) -> None:
+def test_machines_with_unknown_keys_are_refused_with_a_command_to_try(lab: Clone) -> None:
     said = lab.error("up", "--no-attach")
     for address in ADDRESSES.values():
         way_out = f"`ssh -o BatchMode=yes vagrant@{address}`"
-        assert f"not found in known_hosts; see whether {way_out} gets in" in said
+        assert f"not found in known_hosts; check that {way_out} logs in" in said
 
 
 def test_a_lab_on_existing_machines_lives_from_nothing_to_nothing(lab: Clone) -> None:
@@ -94,8 +94,8 @@ def test_a_machine_with_a_user_stack_of_somebody_elses_is_left_alone(lab: Clone)
     lab.run("docker", "exec", "InstanceTwo", "useradd", "--create-home", "stack")
     before = everything(lab, "InstanceTwo")
     assert lab.error("up", "--no-attach", "InstanceTwo") == (
-        "error: InstanceTwo: the machine has a user stack already, which this lab did not make: "
-        "take another machine, or remove that"
+        "error: InstanceTwo: the machine already has a user stack, not made by this lab: "
+        "use another machine, or remove that"
     )
     lab.setup_env("destroy")
     assert everything(lab, "InstanceTwo") == before

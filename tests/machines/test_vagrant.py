@@ -1,4 +1,4 @@
-"""Real machines, by the real Vagrant: the same lab, and the same tests, over Vagrant's ssh."""
+"""Real machines from the real Vagrant: the same lab and the same tests, over Vagrant's ssh."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 from tests.machines.conftest import Clone
 
-#: What the embedded lab passes, too.
+#: Tests that the local lab passes, too.
 SAME_TESTS = (
     "tests/infra",
     "tests/integration/test_server_create.py",
@@ -26,7 +26,7 @@ CREATE = "--image cirros --flavor m1.nano --network private --wait -f value -c s
 
 @pytest.fixture(scope="module")
 def machines(clone: Callable[[], Clone]) -> Clone:
-    """Two machines with the wheels stack, all up."""
+    """Two machines with the wheels stack, up."""
     one = clone()
     one.setup_env("up", "--no-attach")
     return one
@@ -42,7 +42,7 @@ def create(lab: Clone, home: str, image: str) -> str:
 
 
 def up_names(lab: Clone) -> list[str]:
-    """The instances that are up, which have every service running and see each other."""
+    """The instances that are up; all their services must run, and they must see each other."""
     status = json.loads(lab.setup_env("status", "--json"))
     assert (status["provider"], status["stack"]) == ("vagrant", "wheels")
     running = [one for one in status["instances"] if one["up"]]
@@ -97,7 +97,7 @@ def test_panes_are_in_the_machines(machines: Clone) -> None:
 
 @pytest.fixture
 def requests_answered(machines: Clone) -> Iterator[Callable[[], list[str]]]:
-    """Asks InstanceOne's proxy again and again; afterwards, the statuses of all answers."""
+    """Polls InstanceOne's proxy; returns a function that stops, and returns all statuses."""
     loop = (
         "while [ ! -e .lab/enough ]; do"
         " curl --silent --output /dev/null --write-out '%{http_code}\n' --max-time 20"

@@ -1,4 +1,4 @@
-"""Three instances and their proxies, for all tests of the routing."""
+"""Three instances and their proxies, for all routing tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIXES = {
 }
 ADDRESSES = {"InstanceOne": "127.0.101.1", "InstanceTwo": "127.0.102.1", "Three": "127.0.103.1"}
 AWAY = "Away"
-#: Whose tokens each instance accepts besides its own; nobody trusts Three.
+#: The issuers that each instance accepts besides itself; nobody trusts Three.
 ISSUERS = {
     "InstanceOne": ("InstanceTwo", AWAY),
     "InstanceTwo": ("InstanceOne",),
@@ -34,7 +34,7 @@ ISSUERS = {
 
 @dataclass(frozen=True, repr=False)
 class Federation:
-    """The running proxies, clients of them, and the model of what they have to do."""
+    """The running proxies, their clients, and the model of their behaviour."""
 
     proxies: dict[str, RunningProxy]
     clients: dict[str, Client]
@@ -46,8 +46,8 @@ class Federation:
 
 @pytest.fixture(scope="session")
 def federation() -> Iterator[Federation]:
-    """Instances One and Two, which trust each other; Three, whom they know but do not trust; and
-    Away, whom they know, but who is not there.
+    """InstanceOne and InstanceTwo, which trust each other; Three, which they know but do not trust;
+    and Away, which they know, but which does not run.
     """
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxies")))

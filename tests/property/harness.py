@@ -1,4 +1,4 @@
-"""Real HAProxies on loopback addresses, with services behind them that tell what they were sent."""
+"""Real HAProxies on loopback addresses, with services behind them that echo requests."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import Any
 from openstackoid.proxy.config import Proxy, peer_states, reload, write
 from openstackoid.proxy.log import LogLine, parse_log_line
 
-#: The HAProxy to run: another release than the system's may be named.
+#: The HAProxy to run; set it to test another release than the system's.
 HAPROXY = os.environ.get("HAPROXY", "haproxy")
-#: How long anything may take to come up.
+#: Seconds that anything may take to start.
 PATIENCE = 20.0
 
 
@@ -33,7 +33,7 @@ def free_port(host: str) -> int:
 
 
 def wait_until(what: str, condition: Callable[[], bool]) -> None:
-    """Wait for *condition*; its failure names *what*."""
+    """Wait for *condition*; a timeout names *what*."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
@@ -41,7 +41,7 @@ def wait_until(what: str, condition: Callable[[], bool]) -> None:
 
 
 class _Echo(asyncio.Protocol):
-    """Answers each request with what arrived; a POST gets a 201 with a token."""
+    """Answers each request with its content; a POST gets a 201 with a token."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -104,14 +104,14 @@ class EchoServices:
         self._loop.close()
 
     def add(self, name: str, host: str) -> str:
-        """Start a service that calls itself *name*; returns its URL."""
+        """Start a service called *name*, and return its URL."""
         starting = self._loop.create_server(lambda: _Echo(name), host, 0)
         server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(PATIENCE)
         return "http://{}:{}".format(*server.sockets[0].getsockname())
 
 
 class RunningProxy:
-    """A HAProxy that runs the configuration of *proxy*."""
+    """A HAProxy with the configuration of *proxy*."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
@@ -151,7 +151,7 @@ class RunningProxy:
         )
 
     def reload(self) -> None:
-        """Write the configuration anew and have it read."""
+        """Write the configuration again and reload it."""
         write(self.proxy)
         reload(self.process.pid, self.proxy.socket)
 
@@ -175,7 +175,7 @@ class Answer:
 
 
 class Client:
-    """An HTTP client that sends what it is told, however wrong, over one connection."""
+    """An HTTP client that sends anything, however wrong, over one connection."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -191,7 +191,7 @@ class Client:
     def send(
         self, method: str, path: str, headers: tuple[tuple[str, str], ...] = (), body: str = ""
     ) -> Answer:
-        """Send a request, its texts as Latin-1, and read the response."""
+        """Send a request, encoded as Latin-1, and read the response."""
         lines = [f"{method} {path} HTTP/1.1", "Host: cloud.example"]
         lines += [f"{name}: {value}" for name, value in headers]
         if body:
@@ -228,7 +228,7 @@ class Client:
 
 @contextmanager
 def listening_but_deaf(host: str) -> Iterator[str]:
-    """An address where connections are neither accepted nor refused, as of a host that is gone."""
+    """An address that neither accepts nor refuses connections, like a host that is gone."""
     with socket.socket() as listener:
         listener.bind((host, 0))
         listener.listen(0)

@@ -1,7 +1,7 @@
-"""A reference model of the proxy's routing, in plain Python: what must become of a request.
+"""A reference model of the proxy's routing, in plain Python.
 
 It is written from the design, not from HAProxy's rules, and shares no code with them. Texts are
-``str`` with one character a byte (Latin-1), as HTTP has bytes and no characters.
+``str`` with one character per byte (Latin-1), because HTTP has bytes, not characters.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ TOKENS = ("X-Auth-Token", "X-Subject-Token", "X-Service-Token")
 OURS = ("X-Scope", *TOKENS)
 BASE64URL = set(string.ascii_letters + string.digits + "-_")
 CULPRIT_SHOWN = 200
-#: Headers that only keystonemiddleware may write, or that it reads a token from unseen.
+#: Headers that only keystonemiddleware may write, or from which it would read a hidden token.
 FORGED = ("X-Storage-Token", "X-Roles", "X-Service-User-Id", "OpenStack-System-Scope")
 
 
 @dataclass(frozen=True)
 class Instance:
-    """What the proxy of one instance knows."""
+    """One instance, as its proxy knows it."""
 
     name: str
     services: Mapping[str, str]
@@ -63,7 +63,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Refused:
-    """An answer of a proxy's own: its status, and what its message begins with."""
+    """A proxy's own answer: its status, and the beginning of its message."""
 
     status: int
     message: str
@@ -71,7 +71,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Served:
-    """The service that answers, the request as it sees it, and the tag of a token it may issue."""
+    """The service that answers, the request that it gets, and the tag of a token that it issues."""
 
     instance: str
     service: str
@@ -86,13 +86,13 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class World:
-    """Several instances; those in *away* are known to others, but nobody answers there."""
+    """Several instances; others know those in *away*, but they do not answer."""
 
     instances: Mapping[str, Instance]
     away: tuple[str, ...] = ()
 
     def decide(self, name: str, request: Request, *, from_peer: bool = False) -> Refused | Served:
-        """What becomes of *request* at the proxy of instance *name*."""
+        """The result of *request* at the proxy of the instance *name*."""
         try:
             step = _Step(self.instances[name], request, from_peer).route()
         except _Fault as fault:
@@ -241,7 +241,7 @@ class _Step:
             if service not in self.here.services:
                 raise _Fault(400, f"unknown service type '{_shown(service)}' in scope")
         if len(dict(pairs)) < len(pairs):
-            raise _Fault(400, f"a service type stands twice in the scope in {place}")
+            raise _Fault(400, f"a service type appears twice in the scope in {place}")
         for _, instance in pairs:
             if not self.here.knows(instance):
                 raise _Fault(400, f"unknown instance '{_shown(instance)}' in scope")
@@ -312,7 +312,7 @@ def _shown(text: str) -> str:
 
 
 def _decode(encoded: str) -> str:
-    """The text in a scoped URL; what is no unpadded base64url, or has a NUL, stays."""
+    """The text in a scoped URL; invalid or padded base64url, or a NUL inside, stays encoded."""
     if not set(encoded) <= BASE64URL or len(encoded) % 4 == 1:
         return encoded
     try:

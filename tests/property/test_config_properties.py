@@ -1,4 +1,4 @@
-"""What holds for every lab.yaml."""
+"""Properties of every lab.yaml."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WORDS = re.findall(r"[\w.]+|\s+|.", re.sub("#.*", "", TEXT))
 TAGS = [
     f"!!{tag} " for tag in ("binary", "bool", "float", "int", "null", "omap", "set", "timestamp")
 ]
-# What YAML has a meaning for.
+# Text with a special meaning in YAML.
 SIGNS = [*"[]{},:-?|>\n\t'\"", "&a ", "*a", "<<: ", "---\n", ".nan", "1e999", *TAGS]
 piece = st.sampled_from(SIGNS) | st.sampled_from(WORDS) | st.text(max_size=2)
 pieces = st.lists(piece, max_size=3).map("".join)
-# The words that give way to a piece, by their number.
+# The numbers of words, and the pieces that replace them.
 edits = st.dictionaries(st.integers(0, len(WORDS) - 1), pieces, min_size=1, max_size=4)
 choices = st.sampled_from(
     [
@@ -38,7 +38,7 @@ choices = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def root() -> Iterator[Path]:
-    """A short path, as pytest's own may be too long for sockets."""
+    """A short path: pytest's own may be too long for sockets."""
     path = Path(tempfile.mkdtemp(prefix="oid-", dir="/tmp"))
     yield path
     shutil.rmtree(path)

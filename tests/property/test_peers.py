@@ -1,4 +1,4 @@
-"""What a peer that hangs, or that is slow, does to the proxy of another instance."""
+"""The effect of a hanging or slow peer on the proxy of another instance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TYPES = ("compute", "identity", "image")
 TO_PEER = ("X-Scope", '{"image": "Other"}')
 TOKENS = "/identity/v3/auth/tokens"
 FOREIGN = Scope({"compute": "Here", "identity": "Other", "image": "Here"}).tag("T")
-#: Seconds within which a peer that hangs has to be known.
+#: Seconds within which a hanging peer must be detected.
 LIMIT = 3.0
 
 
@@ -67,7 +67,7 @@ def here(services: EchoServices, peer: RecordingPeer) -> Iterator[RunningProxy]:
 
 
 def send(proxy: RunningProxy, path: str, *headers: tuple[str, str]) -> tuple[Answer, float]:
-    """The answer, and how many seconds it took."""
+    """The answer, and the seconds that it took."""
     client = Client(proxy.proxy.bind)
     began = time.monotonic()
     try:
@@ -160,8 +160,8 @@ def test_few_foreign_tokens_reach_a_service_at_a_time_and_local_requests_pass_th
     assert waited_for == []
 
 
-def test_a_peer_that_takes_its_time_is_waited_for(services: EchoServices) -> None:
-    """An answer that takes longer than any health check, and a transfer that makes progress."""
+def test_the_proxy_waits_for_a_slow_peer(services: EchoServices) -> None:
+    """The answer takes longer than any health check, and the transfer makes progress."""
 
     def serve(connection: socket.socket) -> None:
         head = connection.recv(65536).decode()
@@ -204,7 +204,7 @@ def listening(host: str, serve: Callable[[socket.socket], None]) -> Iterator[str
 
 @contextmanager
 def refusing(host: str) -> Iterator[str]:
-    """A peer that is well, and whose keystone knows none of the tokens."""
+    """A healthy peer whose keystone knows none of the tokens."""
 
     def serve(connection: socket.socket) -> None:
         status = "200 OK" if "/healthcheck" in connection.recv(65536).decode() else "401 Nope"
@@ -216,13 +216,13 @@ def refusing(host: str) -> Iterator[str]:
         yield address
 
 
-def test_a_client_learns_at_the_health_check_whose_proxy_it_is(here: RunningProxy) -> None:
+def test_the_health_check_names_the_instance(here: RunningProxy) -> None:
     answer, _ = send(here, "/healthcheck")
     assert (answer.status, answer.json()) == (200, {"instance": "Here"})
     assert "/healthcheck" not in here.log.read_text()
 
 
-def test_only_peers_and_named_forwarders_say_what_links_are_made_of(
+def test_only_peers_and_named_forwarders_determine_links(
     services: EchoServices, peer: RecordingPeer
 ) -> None:
     urls = {kind: services.add(kind, HOST) for kind in TYPES}

@@ -1,4 +1,4 @@
-"""What the proxies do for users and services, on the wire."""
+"""The proxies' behaviour towards users and services, on the wire."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ TOKENS = "/identity/v3/auth/tokens"
 
 
 def resolved(**services: str) -> Scope:
-    """All services InstanceOne's, but for these."""
+    """A scope with all services from InstanceOne, except for these."""
     return Scope({**dict.fromkeys(PREFIXES, ONE), **services})
 
 
 def seen(answer: Answer) -> tuple[str, dict[str, str]]:
-    """Who answered, and the headers that arrived there."""
+    """The service that answered, and the headers that it got."""
     facts = answer.json()
     return facts["service"], dict(facts["headers"])
 
@@ -69,7 +69,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture
 def lonely(directory: Path) -> Iterator[tuple[Proxy, EchoServices]]:
-    """A proxy that is described, but does not run yet, and its services, which do."""
+    """The description of a proxy that does not run yet, and its running services."""
     with EchoServices() as echo:
         host = "127.0.105.1"
         identity = Service("identity", "/identity", echo.add("identity", host))
@@ -159,7 +159,7 @@ def test_a_header_overrides_the_url_and_the_url_overrides_the_tag(one: Client) -
 
 
 def test_a_foreign_token_is_validated_at_its_issuer_by_itself(federation: Federation) -> None:
-    # glance of InstanceTwo asks its own proxy, with its own account's token.
+    # InstanceTwo's glance asks its own proxy, with the token of its own account.
     headers = (
         ("X-Auth-Token", "glance-of-two"),
         ("X-Subject-Token", resolved(image=TWO).tag("T")),
@@ -243,8 +243,8 @@ def test_an_unknown_instance_is_refused_by_name(one: Client) -> None:
         "error": {
             "code": 400,
             "title": "Bad Request",
-            "message": "unknown instance 'Nowhere' in scope: "
-            "known are InstanceOne, InstanceTwo, Three, Away",
+            "message": "unknown instance 'Nowhere' in scope; "
+            "known: InstanceOne, InstanceTwo, Three, Away",
         }
     }
 
@@ -253,8 +253,8 @@ def test_an_unknown_service_type_is_refused_by_name(one: Client) -> None:
     answer = one.send("GET", "/image/v2", (("X-Scope", '{"glance": "InstanceTwo"}'),))
     assert answer.status == 400
     assert answer.json()["error"]["message"] == (
-        "unknown service type 'glance' in scope: "
-        "known are compute, identity, image, network, placement"
+        "unknown service type 'glance' in scope; "
+        "known: compute, identity, image, network, placement"
     )
 
 
@@ -274,7 +274,7 @@ def test_line_ends_inside_a_url_scope_smuggle_nothing(one: Client) -> None:
 
 
 def test_headers_that_are_too_long_are_refused(one: Client) -> None:
-    # By the parser itself, before any rule: its error page is HAProxy's own HTML.
+    # The parser itself refuses them, before any rule, with HAProxy's own HTML page.
     answer = one.send("GET", "/image/v2", (("X-Auth-Token", "x" * 70000),))
     one.close()
     assert answer.status == 400
@@ -302,7 +302,7 @@ def test_a_peer_that_went_silent_is_named_within_three_seconds(
     with listening_but_deaf("127.0.106.1") as address:
         proxy = replace(described, peers=(Peer("Silent", address),), issuers=("Silent",))
         with RunningProxy(proxy):
-            # At once: the proxy's own checks have not told it yet.
+            # At once, before the proxy's own checks can fail.
             client = Client(proxy.bind)
             began = time.monotonic()
             answer = client.send("GET", "/identity/v3", (("X-Scope", '{"identity": "Silent"}'),))
@@ -312,7 +312,7 @@ def test_a_peer_that_went_silent_is_named_within_three_seconds(
     assert time.monotonic() - began < 3.5
 
 
-def test_the_states_of_the_peers_can_be_asked(federation: Federation) -> None:
+def test_the_states_of_the_peers_can_be_queried(federation: Federation) -> None:
     assert peer_states(federation.proxies[ONE].proxy.socket) == {
         TWO: "UP",
         "Three": "UP",
@@ -394,7 +394,7 @@ def test_no_new_connection_is_refused_while_the_proxy_reloads(
     assert set(statuses) == {200}
 
 
-def test_a_reload_that_cannot_be_taken_is_an_error_and_changes_nothing(
+def test_a_failed_reload_is_an_error_and_changes_nothing(
     lonely: tuple[Proxy, EchoServices],
 ) -> None:
     proxy, _ = lonely
@@ -481,7 +481,7 @@ def test_no_log_line_shows_a_token_or_is_forged(federation: Federation, one: Cli
     assert "SECRET" not in running.log.read_text()
 
 
-def test_what_is_right_already_is_not_written_again(lonely: tuple[Proxy, EchoServices]) -> None:
+def test_unchanged_files_are_not_written_again(lonely: tuple[Proxy, EchoServices]) -> None:
     proxy, _ = lonely
     assert {path.name for path in write(proxy)} > {"haproxy.cfg", "services.map"}
     assert write(proxy) == []

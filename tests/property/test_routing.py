@@ -1,6 +1,6 @@
-"""HAProxy's decisions are those of the reference model, whatever the scopes look like.
+"""HAProxy decides like the reference model, whatever the scopes look like.
 
-``OPENSTACKOID_PROXY_CASES`` sets the number of generated requests, 10,000 unless it is given.
+``OPENSTACKOID_PROXY_CASES`` sets the number of generated requests; the default is 10,000.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BODIES = [
     '{"server": {"networks": [{"uuid": "none"}]}}',
     '{"server": {"name": "networks", "networks": "none"}}',
 ]
-#: What a hostile client puts anywhere.
+#: Text that a hostile client may put anywhere.
 POISON = st.sampled_from(
     [
         "\r\nX-Auth-Token: stolen", "\n", "\r", "\0", "\t", "\x7f", "\\", '\\"', "\\u0022", '"',
@@ -48,7 +48,7 @@ def canonical(instances: dict[str, str]) -> str:
     return json.dumps(dict(sorted(instances.items())), separators=(",", ":"))
 
 
-#: Complete and in order, as proxies write it.
+#: A scope in the canonical form: complete and in order.
 complete = st.fixed_dictionaries(dict.fromkeys(PREFIXES, INSTANCES)).map(canonical)
 all_good = st.fixed_dictionaries(
     dict.fromkeys(PREFIXES, st.sampled_from(["InstanceOne", "InstanceTwo"]))
@@ -61,7 +61,7 @@ known = st.fixed_dictionaries(
 
 @st.composite
 def written(draw: st.DrawFn) -> str:
-    """Some pairs, in any order, some of them twice or unknown, with or without spaces."""
+    """Some pairs, in any order, possibly repeated or unknown, with or without spaces."""
     pairs = draw(st.lists(st.tuples(SERVICES, INSTANCES), max_size=4))
     gaps = st.sampled_from(["", "", " ", "  "])
     items = [
@@ -74,7 +74,7 @@ def written(draw: st.DrawFn) -> str:
 
 @st.composite
 def poisoned(draw: st.DrawFn) -> str:
-    """A good scope with something bad at some place."""
+    """A valid scope with something bad in it."""
     text = draw(all_good | written())
     place = draw(st.integers(0, len(text)))
     cut = draw(st.sampled_from([0, 0, 1, 5]))
@@ -90,7 +90,7 @@ scopes = st.one_of(all_good, all_good, complete, written(), written(), poisoned(
 
 
 def in_header(text: str) -> str:
-    """*text* as far as it can stand in a header: CR, LF and NUL end it or the request."""
+    """*text* without CR, LF and NUL, which would end the header or the request."""
     return text.translate({ord("\r"): None, ord("\n"): None, 0: None})
 
 
@@ -153,7 +153,7 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 def interesting(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The headers that a scope has to do with; the others are HTTP's own affair."""
+    """The headers that matter for scopes; the others belong to HTTP."""
     names = {name.lower() for name in OURS} | {"x-forwarded-prefix", "host", "x_auth_token"}
     names |= {name.lower() for name in FORGED}
     return sorted(pair for pair in headers if pair[0] in names)

@@ -1,4 +1,4 @@
-"""What holds for every scope, and for every text that claims to be one."""
+"""Properties of every scope, and of every text that claims to be one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = sorted({*_AUTHORITY.all_types_by_service_type, *_AUTHORITY.reverse})
 instances = st.from_regex(INSTANCE_NAME, fullmatch=True)
 services = st.dictionaries(st.sampled_from(NAMES).map(service_type), instances)
 scopes = services.map(Scope)
-# Text at random seldom gets past the first character: build some of the pieces that scopes have.
+# Random text seldom gets past the first character: build some from pieces of scopes.
 pieces = st.lists(st.sampled_from([*'{}[]":,=\\ \n', "image", "nova", "InstanceTwo"]) | st.text())
 texts = st.text() | pieces.map("".join)
 
@@ -52,7 +52,7 @@ def test_no_json_value_but_a_name_is_an_instance(value: object) -> None:
     try:
         scope = Scope.parse(json.dumps({"image": value}))
     except ScopeError as error:
-        assert "is no instance name" in str(error)
+        assert "is not an instance name" in str(error)
     else:
         assert scope["image"] == value
 
@@ -70,7 +70,7 @@ def test_scoping_an_auth_url_twice_merges(one: Scope, two: Scope) -> None:
 
 
 @given(st.text(max_size=40))
-def test_whatever_stands_for_a_scope_in_a_url_is_read_or_refused(encoded: str) -> None:
+def test_any_scope_in_a_url_is_read_or_refused(encoded: str) -> None:
     try:
         text = decode_url_scope(encoded)
     except ScopeError as error:

@@ -1,4 +1,4 @@
-"""The linters, as tests: what they say is what fails."""
+"""The linters, as tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lint(*argv: str) -> None:
 
 
 def tracked() -> list[Path]:
-    """The files of the repository, new ones included, ignored ones not."""
+    """The files of the repository, including new ones, but not ignored ones."""
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -58,11 +58,11 @@ def test_shell_is_clean_for_shellcheck_and_bashate() -> None:
     for name in (".ci/run", "devstack/settings", "devstack/plugin.sh", "devstack/lib/openstackoid"):
         assert str(ROOT / name) in scripts
     lint("shellcheck", *scripts)
-    # E006, long lines, is the formatter's business.
+    # Leave E006, long lines, to the formatter.
     lint("bashate", "--ignore", "E006", *scripts)
 
 
 def test_no_file_names_a_package_index() -> None:
-    # The constraints are names and versions: where packages come from is the user's choice.
+    # The constraints are only names and versions: the user chooses the package index.
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert [line for line in lines if "/" in line or "@" in line] == []

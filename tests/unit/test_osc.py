@@ -18,12 +18,12 @@ import yaml
 from openstackoid.osc import environment_scope
 from openstackoid.scope import Scope, decode_url_scope
 
-UNKNOWN = "unknown instance 'Nowhere' in scope: known are InstanceOne, InstanceTwo"
+UNKNOWN = "unknown instance 'Nowhere' in scope; known: InstanceOne, InstanceTwo"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it arrived: its scope (empty for none), and its path without that scope."""
+    """A request: its scope (empty if it has none), and its path without that scope."""
 
     method: str
     target: str
@@ -47,9 +47,9 @@ class Request:
 
 @dataclass
 class Frontend:
-    """The frontend of InstanceOne: records what it gets, answers like keystone, glance, designate.
+    """InstanceOne's frontend: records requests, and answers like keystone, glance and designate.
 
-    What it does with a scope is the least that the client can see: the catalog is the issuer's.
+    It does with a scope only what the client can see: the catalog is the issuer's.
     """
 
     url: str
@@ -153,7 +153,7 @@ def frontend() -> Iterator[Frontend]:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: its exit status, and all that it printed."""
+    """A command's exit status and output."""
 
     status: int
     out: str
@@ -162,7 +162,7 @@ class Result:
 
 @dataclass
 class Client:
-    """The `openstack` command, in an environment with nothing but what a test puts there."""
+    """The `openstack` command, in an environment with only the test's own variables."""
 
     directory: Path
     variables: dict[str, str]
@@ -182,7 +182,7 @@ class Client:
 
 @pytest.fixture
 def openstack(tmp_path: Path, frontend: Frontend) -> Client:
-    """The command as it is typed inside InstanceOne: the lab's clouds.yaml, and OS_CLOUD."""
+    """The command inside InstanceOne: with the lab's clouds.yaml, and OS_CLOUD."""
     nobody_listens = "http://127.0.0.1:1"  # InstanceTwo's own frontend must never be asked.
     clouds = {
         name: {
@@ -205,7 +205,7 @@ def openstack(tmp_path: Path, frontend: Frontend) -> Client:
 
 @pytest.fixture
 def plain(openstack: Client, frontend: Frontend) -> Client:
-    """The command where OS_* variables say everything, and no cloud is named."""
+    """The command with only OS_* variables, and no named cloud."""
     del openstack.variables["OS_CLOUD"]
     openstack.variables |= {
         "OS_AUTH_URL": f"{frontend.url}/identity",
@@ -390,7 +390,7 @@ def test_a_foreign_identity_wins_over_the_home_credentials_in_variables(
     assert frontend.login.body["auth"]["scope"]["project"]["name"] == "admin"
 
 
-def test_what_the_line_says_wins_over_the_foreign_clouds_credentials(
+def test_the_command_line_wins_over_the_foreign_clouds_credentials(
     openstack: Client, frontend: Frontend
 ) -> None:
     openstack("image", "list", "--scope", "identity=InstanceTwo", "--os-project-name", "demo")
@@ -468,7 +468,7 @@ def test_designates_own_scope_reaches_it(
     assert frontend.requests[-1].body["scope"] == "POOL"
 
 
-def test_both_scopes_stand_on_one_line(openstack: Client, frontend: Frontend) -> None:
+def test_both_scopes_can_be_on_one_line(openstack: Client, frontend: Frontend) -> None:
     result = openstack(
         "--os-scope", "image=InstanceTwo", "tsigkey", "create", "--scope", "POOL", *TSIGKEY
     )
@@ -496,7 +496,7 @@ def test_help_explains_the_option_with_an_example_and_the_variables(openstack: C
 @pytest.mark.parametrize(
     "line", ["--help", "help image list", "image list --help", "complete --shell none"]
 )
-def test_help_comes_even_where_the_scope_is_wrong(openstack: Client, line: str) -> None:
+def test_help_works_even_if_the_scope_is_wrong(openstack: Client, line: str) -> None:
     openstack.variables |= {"OS_SCOPE": "{"}
     result = openstack(*line.split())
     assert (result.status, result.err) == (0, "")
@@ -522,5 +522,5 @@ def test_the_scope_of_an_interactive_session_holds_for_its_commands(
     assert frontend.login.scope == {"image": "InstanceTwo"}
 
 
-def test_what_the_environment_says_is_read_without_any_client() -> None:
+def test_the_environment_is_read_without_any_client() -> None:
     assert environment_scope({"OS_CLOUD": "x", "OS_SCOPES": "x", "OS_SCOPE_IMAGE": " "}) == Scope()

@@ -1,4 +1,4 @@
-"""How a scope is written and read: JSON, shorthand, a token's tag, an auth URL."""
+"""Writing and reading a scope: JSON, shorthand, a token's tag, an auth URL."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ def test_a_service_goes_by_type_alias_and_project(name: str, official: str) -> N
         ("imag=A", "unknown service type 'imag'"),
         ("=A", "unknown service type ''"),
         ('{"": "A"}', "unknown service type ''"),
-        ("image=", "'' is no instance name (for service 'image'"),
-        ("image=A=B", "'A=B' is no instance name"),
-        ("image=-A", "'-A' is no instance name"),
-        ("image=A/../B", "'A/../B' is no instance name"),
-        ("image=" + "A" * 65, "is no instance name"),
-        ('{"image": null}', "None is no instance name"),
-        ('{"image": 1}', "1 is no instance name"),
-        ('{"image": {"a": "b"}}', "is no instance name"),
-        ('{"image": ["A"]}', "['A'] is no instance name"),
-        ('{"image": "A", "image": "B"}', "'image' stands twice"),
-        ('{"image": "A", "glance": "A"}', "'image' stands twice"),
-        ("nova=A,compute=B", "'compute' stands twice"),
-        ("image=\N{LATIN SMALL LETTER E WITH ACUTE}", "is no instance name"),
+        ("image=", "'' is not an instance name (for service 'image'"),
+        ("image=A=B", "'A=B' is not an instance name"),
+        ("image=-A", "'-A' is not an instance name"),
+        ("image=A/../B", "'A/../B' is not an instance name"),
+        ("image=" + "A" * 65, "is not an instance name"),
+        ('{"image": null}', "None is not an instance name"),
+        ('{"image": 1}', "1 is not an instance name"),
+        ('{"image": {"a": "b"}}', "is not an instance name"),
+        ('{"image": ["A"]}', "['A'] is not an instance name"),
+        ('{"image": "A", "image": "B"}', "'image' appears twice"),
+        ('{"image": "A", "glance": "A"}', "'image' appears twice"),
+        ("nova=A,compute=B", "'compute' appears twice"),
+        ("image=\N{LATIN SMALL LETTER E WITH ACUTE}", "is not an instance name"),
     ],
 )
 def test_an_error_names_its_culprit(text: str, message: str) -> None:
@@ -91,7 +91,7 @@ def test_an_error_names_its_culprit(text: str, message: str) -> None:
         '{"image": "\x00',
     ],
 )
-def test_an_error_is_one_line_that_a_terminal_can_be_given(text: str) -> None:
+def test_an_error_is_one_line_that_is_safe_for_a_terminal(text: str) -> None:
     with pytest.raises(ScopeError) as error:
         Scope.parse(text)
     assert str(error.value).isprintable()
@@ -156,7 +156,7 @@ def test_a_scope_goes_in_front_of_the_path_of_an_auth_url(path: str) -> None:
     assert url == f"https://[::1]:8888/scope/eyJpbWFnZSI6Ikluc3RhbmNlVHdvIn0{rest}"
 
 
-def test_a_scope_is_put_over_the_one_that_an_auth_url_has() -> None:
+def test_a_scope_overrides_the_one_in_an_auth_url() -> None:
     first = scoped_auth_url("http://frontend/identity/v3", Scope.parse("image=A,network=A"))
     second = scoped_auth_url(first, Scope.parse("image=B"))
     assert second == scoped_auth_url(
@@ -174,13 +174,13 @@ def test_an_auth_url_with_a_broken_scope_is_refused(encoded: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["//[::1/", "http://[::1", "http://]/v3", "//a℀\x1f"])
-def test_an_auth_url_that_is_no_url_is_named_in_one_line(url: str) -> None:
-    with pytest.raises(ScopeError, match="is no auth URL") as caught:
+def test_an_invalid_auth_url_is_named_in_one_line(url: str) -> None:
+    with pytest.raises(ScopeError, match="is not an auth URL") as caught:
         scoped_auth_url(url, Scope.parse("image=A"))
     assert repr(url) in str(caught.value)
     assert str(caught.value).isprintable()
 
 
-def test_what_is_no_base64url_is_named() -> None:
+def test_invalid_base64url_is_named() -> None:
     with pytest.raises(ScopeError, match=r"not base64url: '!!!!'"):
         decode_url_scope("!!!!")

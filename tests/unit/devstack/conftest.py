@@ -1,4 +1,4 @@
-"""A DevStack that keeps to the contract with its plugins, and does nothing else."""
+"""A stand-in for DevStack that implements only its contract with plugins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 CONTRACT = Path(__file__).with_name("contract.sh")
 HOST = "192.168.56.11"
-#: What is in DevStack's catalog before post-config, and one thing that only looks like a service.
+#: DevStack's catalog before post-config, and one URL that only looks like a service.
 ENDPOINTS = f"""\
 i1 http://{HOST}:8888/identity
 c1 http://{HOST}/compute/v2.1
@@ -33,7 +33,7 @@ x1 http://{HOST}/computers
 
 @dataclass(frozen=True)
 class Run:
-    """What became of one or more phases."""
+    """The outcome of one or more phases."""
 
     status: int
     out: str
@@ -47,14 +47,14 @@ class Run:
 
 @dataclass
 class DevStack:
-    """DevStack on a host: *root* holds its files, *local_conf* what the user has set."""
+    """DevStack on a host: *root* holds its files, *local_conf* the user's settings."""
 
     root: Path
     plugin: Path = ROOT / "devstack"
     local_conf: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> None:
-        """The files as they are when the plugin's phases begin."""
+        """Write the files as they are when the plugin's phases begin."""
         (self.root / "apache").mkdir()
         (self.root / "endpoints").write_text(ENDPOINTS)
         (self.root / "keystone.conf").write_text(
@@ -65,7 +65,7 @@ class DevStack:
         )
 
     def run(self, *phases: str, then: str = "true") -> Run:
-        """Load the settings, go through *phases* (``stack install``), and run *then*."""
+        """Load the settings, run *phases* (``stack install``), and then *then*."""
         calls = self.root / "calls"
         calls.write_text("")
         lines = [
@@ -91,26 +91,26 @@ class DevStack:
         return Run(done.returncode, done.stdout, done.stderr, tuple(calls.read_text().splitlines()))
 
     def stack(self, *phases: str) -> Run:
-        """Those phases of ``stack.sh``, by default all, which have to succeed."""
+        """Run *phases* of ``stack.sh`` (default: all), which have to succeed."""
         phases = phases or ("pre-install", "install", "post-config", "extra", "test-config")
         run = self.run(*(f"stack {phase}" for phase in phases))
         assert run.status == 0, run.error
         return run
 
     def setting(self, name: str) -> str:
-        """The value of a variable when the settings are loaded."""
+        """The value of a variable after the settings are loaded."""
         run = self.run(then=f'echo "${name}"')
         assert run.status == 0, run.error
         return run.out.rstrip("\n")
 
     def options(self, name: str) -> Mapping[str, Mapping[str, str]]:
-        """The configuration file *name*: section to options."""
+        """The options in each section of the configuration file *name*."""
         parser = configparser.RawConfigParser(strict=False, default_section="-")
         parser.read(self.root / name)
         return {section: dict(parser[section]) for section in parser.sections()}
 
     def description(self) -> dict[str, Any]:
-        """What the plugin has told our package about the proxy."""
+        """The description of the proxy that the plugin has written."""
         read: dict[str, Any] = json.loads((self.root / "openstackoid/proxy.json").read_text())
         return read
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 #
-# What a DevStack plugin may call, and what stack.sh gives it. Commands that would change the machine are
-# only written down, one a line, in $CALLS; configuration files are real ones below $ROOT.
+# The functions that a DevStack plugin may call, and the variables that stack.sh sets. Commands that would change
+# the machine are only recorded in $CALLS, one per line; configuration files are real ones below $ROOT.
 
 # shellcheck disable=SC2034 # The plugin reads these variables.
 
@@ -26,7 +26,7 @@ GLANCE_API_CONF=$ROOT/glance-api.conf
 NEUTRON_CONF=$ROOT/neutron.conf
 PLACEMENT_CONF=$ROOT/placement.conf
 CINDER_CONF=$ROOT/cinder.conf
-# As lib/keystone leaves them, before it knows of any plugin.
+# lib/keystone sets these before it knows of any plugin.
 KEYSTONE_SERVICE_URI=http://$SERVICE_HOST/identity
 KEYSTONE_SERVICE_URI_V3=$KEYSTONE_SERVICE_URI/v3
 KEYSTONE_AUTH_URI=$KEYSTONE_SERVICE_URI
@@ -101,7 +101,7 @@ function is_service_enabled {
     return 1
 }
 
-# Sections may stand several times: the last value counts, as for whoever reads such a file.
+# A section may appear several times: the last value counts, as for any reader of such a file.
 function iniset {
     printf '\n[%s]\n%s = %s\n' "$2" "$3" "$4" >> "$1"
 }

@@ -1,4 +1,4 @@
-"""What the DevStack plugin does in which phase, seen against DevStack's contract with plugins."""
+"""The DevStack plugin's phases, tested against DevStack's contract with plugins."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_trusting_nobody_is_not_the_default(devstack: DevStack) -> None:
     assert devstack.setting("OPENSTACKOID_ISSUERS") == ""
 
 
-def test_volumes_are_in_scopes_where_cinder_is_enabled(devstack: DevStack) -> None:
+def test_volumes_are_in_scopes_if_cinder_is_enabled(devstack: DevStack) -> None:
     devstack.local_conf["ENABLED_SERVICES"] = WITH_CINDER
     assert devstack.setting("OPENSTACKOID_SERVICES").endswith(" block-storage=/volume")
 
@@ -95,24 +95,24 @@ def test_settings_and_library_leave_tracing_as_it_was(devstack: DevStack) -> Non
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("OPENSTACKOID_NAME", "Instance One", "'Instance One' is no instance name"),
-        ("OPENSTACKOID_NAME", "-a", "'-a' is no instance name"),
-        ("OPENSTACKOID_PEERS", "InstanceTwo", "'InstanceTwo' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=192.168.56.12", "'Two=192.168.56.12' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=a:0", "'Two=a:0' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=a:65536", "'Two=a:65536' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=http://a:80", "is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", '"=a:1', "is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "*", "'*' is no NAME=HOST:PORT"),
-        ("OPENSTACKOID_PEERS", "Two=a:1 Two=b:1", "Two stands twice"),
-        ("OPENSTACKOID_PEERS", "InstanceOne=other:1", "own name: give each instance a REGION_NAME"),
+        ("OPENSTACKOID_NAME", "Instance One", "'Instance One' is not an instance name"),
+        ("OPENSTACKOID_NAME", "-a", "'-a' is not an instance name"),
+        ("OPENSTACKOID_PEERS", "InstanceTwo", "'InstanceTwo' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=192.168.56.12", "'Two=192.168.56.12' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=a:0", "'Two=a:0' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=a:65536", "'Two=a:65536' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=http://a:80", "is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", '"=a:1', "is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "*", "'*' is not NAME=HOST:PORT"),
+        ("OPENSTACKOID_PEERS", "Two=a:1 Two=b:1", "Two appears twice"),
+        ("OPENSTACKOID_PEERS", "InstanceOne=other:1", "own name: give each instance its own"),
         ("OPENSTACKOID_ISSUERS", "Three", "Three is not in OPENSTACKOID_PEERS"),
-        ("OPENSTACKOID_PORT", "http", "is no HOST:PORT"),
-        ("OPENSTACKOID_BIND", "*", "is no HOST:PORT"),
-        ("OPENSTACKOID_CONF_DIR", "etc", "'etc' is no absolute path"),
-        ("OPENSTACKOID_CONF_DIR", '/a"b', "is no absolute path"),
-        ("OPENSTACKOID_SERVICES", "image", "'image' is no TYPE=/PATH"),
-        ("OPENSTACKOID_SERVICES", "image=/a/b", "'image=/a/b' is no TYPE=/PATH"),
+        ("OPENSTACKOID_PORT", "http", "is not HOST:PORT"),
+        ("OPENSTACKOID_BIND", "*", "is not HOST:PORT"),
+        ("OPENSTACKOID_CONF_DIR", "etc", "'etc' is not an absolute path"),
+        ("OPENSTACKOID_CONF_DIR", '/a"b', "is not an absolute path"),
+        ("OPENSTACKOID_SERVICES", "image", "'image' is not TYPE=/PATH"),
+        ("OPENSTACKOID_SERVICES", "image=/a/b", "'image=/a/b' is not TYPE=/PATH"),
     ],
 )
 def test_a_bad_setting_ends_the_run_before_anything_is_installed(
@@ -126,7 +126,7 @@ def test_a_bad_setting_ends_the_run_before_anything_is_installed(
     assert run.called("pip_install") == []
 
 
-def test_tls_which_the_proxy_does_not_speak_is_refused(devstack: DevStack) -> None:
+def test_tls_is_refused_because_the_proxy_does_not_support_it(devstack: DevStack) -> None:
     devstack.local_conf["ENABLED_SERVICES"] = "key,tls-proxy"
     assert "disable_service tls-proxy" in devstack.run("stack pre-install").error
 
@@ -136,11 +136,11 @@ def test_an_instance_without_a_keystone_is_refused(devstack: DevStack) -> None:
     assert "enable_service key" in devstack.run("stack pre-install").error
 
 
-def test_what_only_the_package_can_judge_names_the_settings(devstack: DevStack) -> None:
+def test_an_error_that_only_the_package_finds_names_the_settings(devstack: DevStack) -> None:
     devstack.local_conf["OPENSTACKOID_SERVICES"] = "identity=/identity glance=/image"
     run = devstack.run("stack pre-install", "stack install")
     assert run.status != 0
-    assert "'glance' is no official service type" in run.error
+    assert "'glance' is not an official service type" in run.error
     assert "OPENSTACKOID_*" in run.error
     assert run.called("run_process") == []
 
@@ -294,10 +294,10 @@ def test_volumes_and_their_images_go_through_the_proxy_too(devstack: DevStack) -
 @pytest.mark.parametrize(
     ("setting", "written"), [(None, "30"), ("5", "5"), ("08", "8"), ("0", "-1")]
 )
-def test_a_validated_token_is_believed_for_as_long_as_the_setting_says(
+def test_a_validation_is_cached_for_as_long_as_the_setting_says(
     devstack: DevStack, setting: str | None, written: str
 ) -> None:
-    # To keystonemiddleware, 0 would be "until the token expires".
+    # For keystonemiddleware, 0 means "until the token expires".
     if setting is not None:
         devstack.local_conf["OPENSTACKOID_TOKEN_CACHE"] = setting
     devstack.stack()
@@ -314,7 +314,7 @@ def test_each_api_follows_forwarded_headers_and_asks_services_for_their_role(
     assert options["keystone_authtoken"]["service_token_roles_required"] == "True"
 
 
-def test_glance_learns_the_path_that_apache_takes_off(devstack: DevStack) -> None:
+def test_glance_learns_the_path_that_apache_strips(devstack: DevStack) -> None:
     run = devstack.stack()
     assert devstack.options("glance-api.conf")["DEFAULT"] == {"debug": "True"}
     settings = (devstack.root / "apache/openstackoid.conf").read_text()
@@ -332,7 +332,7 @@ def test_a_service_that_is_not_enabled_is_not_configured(devstack: DevStack) -> 
 
 
 @pytest.mark.parametrize("phase", ["post-config", "extra"])
-def test_the_catalog_leads_to_the_proxy_for_what_it_has_behind_it(
+def test_the_catalog_points_to_the_proxy_for_the_services_behind_it(
     devstack: DevStack, phase: str
 ) -> None:
     run = devstack.stack(phase)
@@ -379,11 +379,11 @@ def test_clean_leaves_nothing_of_ours(devstack: DevStack) -> None:
     assert run.calls[-1] == f"pip_uninstall openstackoid from {devstack.root}/venv"
 
 
-def test_cleaning_twice_or_without_a_stack_is_no_error(devstack: DevStack) -> None:
+def test_cleaning_twice_or_without_a_stack_works(devstack: DevStack) -> None:
     assert devstack.run("unstack", "clean", "unstack", "clean").status == 0
 
 
-def test_stacking_again_comes_to_the_same(devstack: DevStack) -> None:
+def test_stacking_again_gives_the_same_result(devstack: DevStack) -> None:
     first = devstack.stack()
     files = {path.name: path.read_text() for path in (devstack.root / "openstackoid").iterdir()}
     devstack.run("unstack")

@@ -1,4 +1,4 @@
-"""The stack ``devstack`` as a machine sees it: what is written there, and what is run."""
+"""The files and commands of the stack ``devstack`` on a machine."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ UNIT = "devstack@openstackoid-proxy.service loaded active running"
 
 @dataclass
 class Machine:
-    """A host that remembers what is done to it, and whose *answers* are given."""
+    """A host that records what is done to it, and gives the *answers*."""
 
     files: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
-    #: What was written to each command.
+    #: The standard input of each command.
     inputs: dict[str, str] = field(default_factory=dict)
-    #: By how a command begins: what it says, or that it fails.
+    #: The output of each command, by its beginning; None if it fails.
     answers: dict[str, str | None] = field(default_factory=dict)
 
     def run(
@@ -82,7 +82,7 @@ class Machine:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A lab's directory; pytest's own has too long a name."""
+    """A lab's directory; the name of pytest's own is too long."""
     with tempfile.TemporaryDirectory(prefix="oid-") as name:
         yield Path(name)
 
@@ -100,7 +100,7 @@ def machine() -> Machine:
     )
 
 
-def describe(root: Path, **settings: Any) -> Lab:  # noqa: ANN401 - whatever local.conf holds
+def describe(root: Path, **settings: Any) -> Lab:  # noqa: ANN401 - any setting of local.conf
     text = {
         "provider": "vagrant",
         "stack": "devstack",
@@ -148,7 +148,7 @@ def scripts(machine: Machine) -> list[str]:
     return [call.split()[-1] for call in machine.called("sudo systemd-run")]
 
 
-def test_what_stack_sh_says_becomes_steps(root: Path, up: Up) -> None:
+def test_the_output_of_stack_sh_becomes_steps(root: Path, up: Up) -> None:
     said = up(describe(root))
     titles = [line.split("✔")[0].split(maxsplit=1)[1].strip() for line in said.splitlines()]
     assert titles[1:4] == ["stack.sh", "Starting Keystone", "Starting Nova"]
@@ -162,7 +162,7 @@ def test_a_second_up_does_not_stack_unless_local_conf_changes(root: Path, up: Up
     assert scripts(up.machine) == ["./stack.sh", "./unstack.sh", "./stack.sh"]
 
 
-def test_up_stacks_again_what_was_unstacked_by_hand(root: Path, up: Up) -> None:
+def test_up_stacks_again_after_a_manual_unstack(root: Path, up: Up) -> None:
     up(describe(root))
     del up.machine.answers["systemctl list-units"]
     up(describe(root))
@@ -179,7 +179,7 @@ def test_no_password_gets_into_our_log(root: Path, up: Up) -> None:
     assert password not in log
 
 
-def test_other_instances_come_in_as_a_user_who_is_made_there(root: Path, up: Up) -> None:
+def test_other_instances_log_in_as_a_user_who_is_created_there(root: Path, up: Up) -> None:
     lab = describe(root)
     up(lab)
     [wanted] = [text for line, text in up.machine.inputs.items() if "lab.resources" in line]
@@ -193,7 +193,8 @@ def test_other_instances_come_in_as_a_user_who_is_made_there(root: Path, up: Up)
 
 def test_a_failed_stack_sh_says_where_and_is_run_again(root: Path, up: Up) -> None:
     up.machine.answers["sudo systemd-run"] = None
-    with pytest.raises(LabError, match=r"status 1 at “stack.sh”: ./setup-env.py logs InstanceOne"):
+    failure = r"status 1 at “stack.sh”: see ./setup-env.py logs InstanceOne"
+    with pytest.raises(LabError, match=failure):
         up(describe(root))
     up.machine.answers["sudo systemd-run"] = STACKED
     up(describe(root))
@@ -246,5 +247,5 @@ def test_up_waits_for_workers_that_have_not_reported_since_they_started(
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(devstack, "_PATIENCE", 0)
     up.machine.answers[listing] = json.dumps([row])
-    with pytest.raises(LabError, match="no word for 0 s from nova-compute"):
+    with pytest.raises(LabError, match="nova-compute did not report for 0 s"):
         up(lab)

@@ -1,4 +1,4 @@
-"""A lab of its own for the tests of the orchestrator: real sshds and tmux, a stand-in stack."""
+"""A separate lab for the orchestrator's tests: real sshds and tmux, and a stand-in stack."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLACEHOLDER = Path(__file__).with_name("placeholder.py")
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A directory with a lab.yaml, and the command line on it."""
+    """A directory with a lab.yaml, and the command line for it."""
 
     root: Path
     network: int
@@ -61,7 +61,7 @@ class Sandbox:
         return done.stdout.decode()
 
     def error(self, *arguments: str, status: int = 1) -> str:
-        """The one line that a command says that fails."""
+        """The one-line error of a command that has to fail."""
         done = self.run(*arguments)
         assert done.returncode == status, done.stdout.decode() + done.stderr.decode()
         *notes, last = done.stderr.decode().splitlines()

@@ -1,4 +1,4 @@
-"""A command line whose stack is a stand-in, for what is above the stacks.
+"""The command line with a stand-in stack, to test everything above the stacks.
 
 Run as ``python placeholder.py ROOT ARGUMENTS…``, like ``setup-env.py ARGUMENTS…`` in ROOT.
 """
@@ -18,7 +18,7 @@ from lab.steps import Steps
 
 
 class Placeholder(Stack):
-    """Writes a profile and starts one process that outlives the login, as a real stack does."""
+    """Writes a profile and starts a process that outlives the login, as a real stack does."""
 
     name = "wheels"
 

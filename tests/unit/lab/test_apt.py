@@ -1,4 +1,4 @@
-"""Debian packages: what is asked for, and what an installation must not start."""
+"""Debian packages: what is missing, and what an installation must not start."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lab import apt
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_what_is_missing_is_named_once_and_in_order() -> None:
+def test_missing_packages_are_named_once_and_in_order() -> None:
     asked = ["no-such-b", "dpkg", "no-such-a", "no-such-b"]
     assert apt.missing(asked) == ["no-such-a", "no-such-b"]
 
 
-def test_nothing_is_said_where_nothing_is_missing() -> None:
+def test_nothing_is_said_if_nothing_is_missing() -> None:
     said: list[str] = []
     apt.ensure(["dpkg"], said.append)
     assert said == []
@@ -29,7 +29,7 @@ def test_nothing_is_said_where_nothing_is_missing() -> None:
 @pytest.mark.parametrize(
     "call", ["check(['no-such-a', 'dpkg'])", "ensure(['no-such-a', 'dpkg'], print)"]
 )
-def test_who_may_not_install_gets_the_one_line_to_type(call: str) -> None:
+def test_a_user_without_rights_gets_the_command_to_type(call: str) -> None:
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from lab import apt\n"
@@ -56,11 +56,11 @@ def policy(tmp_path: Path, pid: int) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([str(script), "ssh", "start"], capture_output=True, check=False)
 
 
-def test_while_we_install_no_service_may_start(tmp_path: Path) -> None:
+def test_no_service_may_start_while_we_install(tmp_path: Path) -> None:
     assert policy(tmp_path, os.getpid()).returncode == 101
 
 
-def test_after_we_were_killed_the_machines_own_policy_decides_again(tmp_path: Path) -> None:
+def test_the_machines_own_policy_decides_again_after_we_were_killed(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     assert policy(tmp_path, gone.pid).returncode == 42

@@ -1,4 +1,4 @@
-"""How setup-env.py starts: on any Python, from nothing, and from a set-up that was cut off."""
+"""setup-env.py starts on any Python, from nothing, and after an interrupted set-up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_an_old_python_gets_one_line() -> None:
     assert done.stderr == "error: setup-env.py needs Python 3.11 or newer, this is 3.9.2\n"
 
 
-def test_a_clone_sets_itself_up_and_mends_a_set_up_that_was_cut_off(tmp_path: Path) -> None:
+def test_a_clone_sets_itself_up_and_repairs_an_interrupted_set_up(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     for path in tracked():
         copy = clone / path.relative_to(ROOT)
@@ -56,7 +56,7 @@ def test_a_clone_sets_itself_up_and_mends_a_set_up_that_was_cut_off(tmp_path: Pa
     assert note.startswith("Installing the project into .venv")
     assert says() == (first, "")
 
-    # As a kill in the middle leaves it: no stamp, and half of the packages.
+    # A kill in the middle leaves no stamp, and half of the packages.
     (clone / ".venv/.installed-orchestrator").unlink()
     shutil.rmtree(next(clone.glob(".venv/lib/*/site-packages/click")))
     assert says()[0] == first

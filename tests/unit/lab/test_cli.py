@@ -1,4 +1,4 @@
-"""The commands, on real sshds and a real tmux, with a stand-in for the stack."""
+"""The commands, with real sshds, a real tmux and a stand-in stack."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_lab_lives_from_nothing_to_nothing(sandbox: Sandbox) -> None:
     sandbox.ok("halt")
     assert sandbox.processes() == []
     assert sandbox.error("ssh", "InstanceOne") == (
-        "error: InstanceOne is down: ./setup-env.py up InstanceOne"
+        "error: InstanceOne is down: run ./setup-env.py up InstanceOne"
     )
     sandbox.ok("up")
     assert up_names(sandbox) == ["InstanceOne", "InstanceTwo"]
@@ -134,10 +134,10 @@ def test_some_instances_can_be_brought_up_and_halted_by_name(sandbox: Sandbox) -
         (["logs", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
         (["up", "--provider", "vagrant", "-n", "3"], "list them in lab.yaml"),
         (["up", "--provider", "local", "--stack", "devstack"], "takes over a whole machine"),
-        (["attach"], "the lab is down: ./setup-env.py up"),
+        (["attach"], "the lab is down: run ./setup-env.py up"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(
+def test_an_impossible_command_gets_one_line_and_changes_nothing(
     sandbox: Sandbox, arguments: list[str], said: str
 ) -> None:
     line = sandbox.error(*arguments)
@@ -150,8 +150,8 @@ def test_a_lab_keeps_its_provider_until_it_is_destroyed(sandbox: Sandbox) -> Non
     sandbox.ok("up", "InstanceOne")
     line = sandbox.error("up", "--provider", "hosts")
     assert line == (
-        "error: the lab has the provider local: ./setup-env.py destroy, then it can have the "
-        "provider hosts"
+        "error: the lab has the provider local: run ./setup-env.py destroy before you choose "
+        "the provider hosts"
     )
     assert up_names(sandbox) == ["InstanceOne"]
 
@@ -162,7 +162,7 @@ def test_wrong_usage_ends_with_status_2(sandbox: Sandbox, arguments: list[str]) 
     assert not sandbox.state.exists()
 
 
-def test_a_wrong_description_is_said_in_one_line(sandbox: Sandbox) -> None:
+def test_a_wrong_description_is_a_one_line_error(sandbox: Sandbox) -> None:
     sandbox.describe("instances: 3\n")
     assert sandbox.error("up").startswith("error: lab.yaml: instances: ")
 
@@ -172,7 +172,7 @@ def test_logs_show_each_service_of_an_instance(sandbox: Sandbox) -> None:
     assert sandbox.ok("logs", "InstanceOne", "sleep") == "started\n"
     assert "started" in sandbox.ok("logs", "InstanceOne")
     assert sandbox.error("logs", "InstanceOne", "nova") == (
-        "error: unknown service 'nova': known are sleep"
+        "error: unknown service 'nova'; known: sleep"
     )
 
 
@@ -224,7 +224,7 @@ def test_an_up_that_is_killed_at_any_moment_can_be_repeated(sandbox: Sandbox, af
     assert up_names(sandbox) == ["InstanceOne", "InstanceTwo"]
 
 
-def test_a_second_command_waits_for_the_first_and_says_for_whom(sandbox: Sandbox) -> None:
+def test_a_second_command_waits_for_the_first_and_names_it(sandbox: Sandbox) -> None:
     sandbox.state.mkdir()
     holder = subprocess.Popen(
         [
@@ -278,9 +278,9 @@ def test_a_lab_is_closed_to_other_users(sandbox: Sandbox) -> None:
     assert sandbox.ok("ssh", "InstanceOne", "--", "echo", "in") == "in\n"
 
 
-def test_a_taken_port_is_named_with_who_has_it(sandbox: Sandbox) -> None:
+def test_a_taken_port_is_named_with_its_program(sandbox: Sandbox) -> None:
     with socket.socket() as taker:
-        # An earlier test may have had this address, whose connections linger.
+        # Connections of an earlier test may linger on this address.
         taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taker.bind((sandbox_address(sandbox, 1), 2222))
         taker.listen()
@@ -305,7 +305,7 @@ def test_processes_without_the_mark_are_left_alone(sandbox: Sandbox) -> None:
         bystander.wait()
 
 
-def test_destroy_works_from_inside_of_the_lab(sandbox: Sandbox) -> None:
+def test_destroy_works_from_inside_the_lab(sandbox: Sandbox) -> None:
     sandbox.ok("up")
     command = " ".join(sandbox.argv("destroy"))
     pane = "openstackoid:0.0"
@@ -335,7 +335,7 @@ def test_doctor_says_of_each_provider_whether_it_can_have_the_lab(sandbox: Sandb
 
 
 @pytest.mark.parametrize("command", ["status", "status --json", "up", "doctor", "--help"])
-def test_a_full_standard_output_is_one_line(sandbox: Sandbox, command: str) -> None:
+def test_a_full_standard_output_is_a_one_line_error(sandbox: Sandbox, command: str) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             sandbox.argv(*command.split()),
@@ -352,11 +352,11 @@ def test_a_full_standard_output_is_one_line(sandbox: Sandbox, command: str) -> N
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
-def test_the_locale_may_be_another_than_utf_8(
+def test_locales_other_than_utf_8_work(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, locale: str
 ) -> None:
     monkeypatch.setenv("LC_ALL", locale)
-    # As Python has it in a Latin-1 locale, which few machines have.
+    # Python's encoding in a Latin-1 locale; few machines have such a locale.
     if locale.endswith("8859-1"):
         monkeypatch.setenv("PYTHONIOENCODING", "iso-8859-1")
     monkeypatch.delenv("TMUX", raising=False)

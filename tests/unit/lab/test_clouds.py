@@ -1,4 +1,4 @@
-"""Whose passwords stand in ``clouds.yaml``."""
+"""Whose passwords are in ``clouds.yaml``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lab.yaml: what it says, and what is said about a wrong one."""
+"""lab.yaml: its meaning, and the errors for a wrong one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def described(
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A short path, as pytest's own may be too long for sockets."""
+    """A short path: pytest's own may be too long for sockets."""
     with tempfile.TemporaryDirectory(prefix="oid-", dir="/tmp") as directory:
         yield Path(directory)
 
@@ -75,21 +75,21 @@ def test_the_nth_instance_without_an_address_gets_the_providers_nth(tmp_path: Pa
     assert addresses("vagrant") == ["192.0.2.11", "127.9.9.9", "192.0.2.13"]
 
 
-def test_auto_is_local_where_vagrant_does_not_work_and_says_why(
+def test_auto_is_local_if_vagrant_does_not_work_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     machines = "vagrant: {box: x, cpus: 1, memory: 512}\n"
     lab = described(tmp_path, TWO + machines, decide=decide)
-    assert (lab.provider, lab.because) == ("local", "there is no Vagrant")
+    assert (lab.provider, lab.because) == ("local", "Vagrant is not installed")
 
     (tmp_path / "bin/vagrant").write_text("#!/bin/sh\n")
     (tmp_path / "bin/vagrant").chmod(0o755)
     lab = described(tmp_path, TWO + machines, decide=decide)
     assert (lab.provider, lab.because) == (
         "local",
-        "Vagrant is here, but neither virtualbox nor libvirt works",
+        "Vagrant is installed, but neither virtualbox nor libvirt works",
     )
 
 
@@ -151,13 +151,13 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TWO + "stak: wheels\n", r"unknown key 'stak': allowed are provider, stack, instances"),
+        (TWO + "stak: wheels\n", r"unknown key 'stak'; allowed keys: provider, stack, instances"),
         (TWO + "provider: aws\n", r"provider: 'aws' is not allowed; use 'auto', 'local'"),
         (TWO + "root: /\n", r"unknown key 'root'"),
-        (TWO + "image: {nam: x}\n", r"unknown key 'image.nam': allowed are name, url"),
+        (TWO + "image: {nam: x}\n", r"unknown key 'image.nam'; allowed keys: name, url"),
         (TWO + "image: {url: nonsense}\n", r"image.url: .*URL"),
         (TWO + "flavors: [{name: x, vcpus: 0, ram: 1, disk: 1}]\n", r"flavors.0.vcpus: .*greater"),
-        (TWO + "flavors: [{name: x, vcpus: 1, disk: 1}]\n", r"'flavors.0.ram' is missing: allowed"),
+        (TWO + "flavors: [{name: x, vcpus: 1, disk: 1}]\n", r"'flavors.0.ram' is missing; allowed"),
         (TWO + "networks: [{name: x, cidr: 10.0.0.1/26}]\n", r"networks.0.cidr: .*IPv4 network"),
         (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is no instance; known are A, B"),
         (TWO + "trust: {Z: []}\n", r"trust: 'Z' is no instance; known are A, B"),
@@ -169,39 +169,45 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         ("instances: [{name: shared, address: 127.0.1.1}]\n", r"'shared' is a name that the lab"),
         (
             "instances: [{name: A, address: 127.0.1.1}, {name: a, address: 127.0.2.1}]\n",
-            r"the name 'a' stands twice",
+            r"the name 'a' appears twice",
         ),
         (
             "instances: [{name: A, address: 127.0.1.1}, {name: B, address: 127.0.1.1}]\n",
-            r"the address '127.0.1.1' stands twice",
+            r"the address '127.0.1.1' appears twice",
         ),
         ("instances: [{name: A}]\n", r"the key 'instances.0.address' is missing"),
-        (TWO + "addresses: {local: 127.0.1.1}\n", r"addresses.local: '127.0.1.1' is no pattern"),
-        (TWO + "addresses: {local: 127.%d.%d.1}\n", r"addresses.local: .* is no pattern"),
-        (TWO + "vagrant: {box: x, cpus: 1}\n", r"the key 'vagrant.memory' is missing: allowed"),
+        (
+            TWO + "addresses: {local: 127.0.1.1}\n",
+            r"addresses.local: '127.0.1.1' is not an address pattern",
+        ),
+        (
+            TWO + "addresses: {local: 127.%d.%d.1}\n",
+            r"addresses.local: .* is not an address pattern",
+        ),
+        (TWO + "vagrant: {box: x, cpus: 1}\n", r"the key 'vagrant.memory' is missing; allowed"),
         (
             TWO + "vagrant: {box: x, cpus: 1, memory: 512, provider: xen}\n",
             r"vagrant.provider: 'xen' is not allowed; use 'virtualbox'",
         ),
-        (TWO + "devstack: {settings: {a b: 1}}\n", r"'a b' is no variable"),
+        (TWO + "devstack: {settings: {a b: 1}}\n", r"'a b' is not a variable"),
         (TWO + "mirrors: {pip: nonsense}\n", r"mirrors.pip: .*URL"),
         (
             "instances: [{name: A, address: 192.0.2.1, ssh: '-oProxyCommand=x'}]\n",
-            r"instances.0.ssh: .* is no place for ssh: write \[USER@\]HOST",
+            r"instances.0.ssh: .* is not a target for ssh: write \[USER@\]HOST",
         ),
-        ("a: [\nb: ]]\n", r"no YAML: .* in line 2"),
-        ("a: !!bool x\n", r"no YAML: 'x' does not fit .*bool in line 1"),
-        ('a: !!int ""\n', r"no YAML: '' does not fit .*int in line 1"),
-        ("a: !!float x\n", r"no YAML: 'x' does not fit .*float in line 1"),
-        ("a: !!timestamp x\n", r"no YAML: 'x' does not fit .*timestamp in line 1"),
-        ("a: 2026-99-99\n", r"no YAML: '2026-99-99' does not fit .*timestamp in line 1"),
-        (f"a: {'1' * 5000}\n", r"no YAML: '1+\.\.\.1+' does not fit .*int in line 1"),
+        ("a: [\nb: ]]\n", r"not YAML: .* in line 2"),
+        ("a: !!bool x\n", r"not YAML: 'x' does not fit .*bool in line 1"),
+        ('a: !!int ""\n', r"not YAML: '' does not fit .*int in line 1"),
+        ("a: !!float x\n", r"not YAML: 'x' does not fit .*float in line 1"),
+        ("a: !!timestamp x\n", r"not YAML: 'x' does not fit .*timestamp in line 1"),
+        ("a: 2026-99-99\n", r"not YAML: '2026-99-99' does not fit .*timestamp in line 1"),
+        (f"a: {'1' * 5000}\n", r"not YAML: '1+\.\.\.1+' does not fit .*int in line 1"),
         ("[" * 3000, r"brackets are too deep"),
-        ("a: &a [1]\nb: *a\n", r"no YAML: alias \*a \(write out what it stands for\) in line 2"),
+        ("a: &a [1]\nb: *a\n", r"not YAML: alias \*a \(write its value instead\) in line 2"),
         ("&a [*a]\n", r"alias \*a"),
         ("&a {<<: *a}\n", r"alias \*a"),
-        ("provider: local\n" * 2, r"the key 'provider' stands twice, again in line 2"),
-        (TWO + "image:\n  name: x\n  name: y\n", r"the key 'name' stands twice, again in line 4"),
+        ("provider: local\n" * 2, r"the key 'provider' appears twice, again in line 2"),
+        (TWO + "image:\n  name: x\n  name: y\n", r"the key 'name' appears twice, again in line 4"),
         (TWO + "provider: {a: b}\n", r"provider: {'a': 'b'} is not allowed; use 'auto'"),
         (TWO + "provider: [local]\n", r"provider: \['local'\] is not allowed; use 'auto'"),
         (TWO + "provider: []\n", r"provider: \[\] is not allowed; use 'auto'"),
@@ -209,9 +215,9 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         (TWO + "stack: {a: b}\n", r"stack: {'a': 'b'} is not allowed; use 'wheels'"),
         (TWO + "stack: [wheels]\n", r"stack: \['wheels'\] is not allowed; use 'wheels'"),
         (TWO + 'trust: {"a\\nb": 1}\n', r"'trust.a\\nb': .*tuple"),
-        ("? [a]\n: b\n", r"no YAML: found unhashable key in line 1"),
-        ("- a\n", r"allowed are provider"),
-        ("", r"allowed are provider"),
+        ("? [a]\n: b\n", r"not YAML: found unhashable key in line 1"),
+        ("- a\n", r"allowed keys: provider"),
+        ("", r"allowed keys: provider"),
     ],
 )
 def test_an_error_names_the_key_and_what_is_allowed(tmp_path: Path, text: str, said: str) -> None:
@@ -233,7 +239,7 @@ def test_a_flavor_has_to_fit_into_novas_columns(tmp_path: Path, key: str) -> Non
 
 
 @pytest.mark.parametrize(("key", "most"), [("cpus", 1024), ("memory", 2**24)])
-def test_a_machine_has_no_more_than_there_is(tmp_path: Path, key: str, most: int) -> None:
+def test_the_size_of_a_machine_is_bounded(tmp_path: Path, key: str, most: int) -> None:
     machine = {"box": "x", "cpus": 1, "memory": 512, key: 10**20}
     instance = {"name": "A", "address": "127.0.1.1", key: 10**20}
     with pytest.raises(LabError, match=rf"vagrant.{key}: .*less than or equal to {most}"):
@@ -254,19 +260,21 @@ def test_the_provider_local_has_loopback_addresses_only(tmp_path: Path, address:
 @pytest.mark.parametrize(
     "address", ["0.0.0.0", "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255", "0", "true"]
 )
-def test_an_address_of_no_host_is_refused(tmp_path: Path, provider: str, address: str) -> None:
+def test_an_address_that_no_host_can_have_is_refused(
+    tmp_path: Path, provider: str, address: str
+) -> None:
     text = f"instances: [{{name: A, address: {address}}}]\nprovider: {provider}\n"
-    with pytest.raises(LabError, match=r"instances.0.address: .* is the address of no host"):
+    with pytest.raises(LabError, match=r"instances.0.address: .* cannot be the address of a host"):
         described(tmp_path, text)
 
 
-def test_trust_that_is_no_list_of_names_is_refused_beside_a_number(tmp_path: Path) -> None:
+def test_trust_that_is_not_a_list_of_names_is_refused_with_a_number(tmp_path: Path) -> None:
     text = "addresses: {local: 127.0.%d.1}\ntrust: {InstanceOne: [[]]}\n"
     with pytest.raises(LabError, match=r"trust.InstanceOne.0: .*string"):
         described(tmp_path, text, Choices(number=1))
 
 
-def test_choices_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+def test_unreadable_choices_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "choices.json").write_bytes(b"\xff")
     assert Choices.of(tmp_path) == Choices()
 

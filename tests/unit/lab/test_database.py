@@ -1,4 +1,4 @@
-"""When schemas are built and migrated, and what is said where that fails; no MariaDB is started."""
+"""Building and migrating schemas, and the errors if that fails; without starting MariaDB."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Ended:
 
 @dataclass
 class Commands:
-    """Stands for the fork servers: what was launched, and how each kind ends."""
+    """A stand-in for the fork servers: records launches, and decides how each kind ends."""
 
     lines: list[str] = field(default_factory=list)
     ends: dict[str, int | Exception] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def install(layout: Layout, digest: str) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), TimeoutError("timed out"), 3])
-def test_all_that_fails_is_reported_and_no_template_is_left(
+def test_every_failure_is_reported_and_no_template_is_left(
     layout: Layout, commands: Commands, error: int | Exception
 ) -> None:
     commands.ends = dict.fromkeys(("glance", "nova"), error)
@@ -133,7 +133,7 @@ def test_a_template_is_built_once_for_an_installation(layout: Layout, commands: 
         assert commands.runs("keystone") == runs
 
 
-def test_a_template_that_says_no_installation_is_built_again(
+def test_a_template_that_names_no_installation_is_built_again(
     layout: Layout, commands: Commands
 ) -> None:
     (layout.shared / "database").mkdir()
@@ -152,16 +152,16 @@ def test_new_data_is_current_until_another_installation_comes(
     database.migrate(layout)
     assert database.is_current(layout)
     assert {kind for kind in MANAGERS if commands.runs(kind) == 1} == set(MANAGERS)
-    # It fails where the cell is there already.
+    # It fails if the cell exists already.
     assert "nova-manage cell_v2 create_cell" not in commands.lines
 
 
-def test_data_that_says_no_installation_is_not_current(layout: Layout) -> None:
+def test_data_that_names_no_installation_is_not_current(layout: Layout) -> None:
     (layout.data / "mariadb").mkdir()
     assert not database.is_current(layout)
 
 
-def test_a_failed_migration_says_the_way_out_and_counts_as_none(
+def test_a_failed_migration_says_the_way_out_and_does_not_count(
     layout: Layout, commands: Commands
 ) -> None:
     database.prepare(layout)
@@ -175,14 +175,14 @@ def test_a_failed_migration_says_the_way_out_and_counts_as_none(
     assert "broken" in said
     assert "`./setup-env.py destroy`" in said
     assert not database.is_current(layout)
-    # Half of the commands have been here: the schema is the old installation's no more.
+    # Half of the commands ran: the schema no longer matches the old installation.
     install(layout, "one")
     assert not database.is_current(layout)
 
 
 @pytest.fixture
 def deaf() -> Iterator[Path]:
-    """Where a fork server listens that never answers; pytest's own paths are too long for it."""
+    """A directory where a fork server never answers; pytest's own paths are too long."""
     with (
         tempfile.TemporaryDirectory(prefix="oid-") as name,
         socket.socket(socket.AF_UNIX) as listener,

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from lab import files
 
 
-def test_a_file_is_written_only_where_it_differs(tmp_path: Path) -> None:
+def test_a_file_is_written_only_if_it_differs(tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert files.write(path, "é\n")
     assert not files.write(path, "é\n")
@@ -16,7 +16,7 @@ def test_a_file_is_written_only_where_it_differs(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_damaged_file_is_written_anew(tmp_path: Path) -> None:
+def test_a_damaged_file_is_written_again(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"\xff\x80")
     assert files.write(path, "whole\n")

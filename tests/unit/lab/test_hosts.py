@@ -1,4 +1,4 @@
-"""Machines behind a jump host that only the user's own ssh configuration knows; real sshds."""
+"""Machines behind a jump host that only the user's ssh configuration knows, with real sshds."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ NAME = "Behind"
 
 @pytest.fixture
 def jumped(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
-    """A lab on a machine, InstanceTwo's sshd, that ssh reaches through that of InstanceOne."""
+    """A lab on a machine (InstanceTwo's sshd) that ssh reaches through InstanceOne's sshd."""
     sandbox.ok("up")
     certain = (
         f"User {getpass.getuser()}\nPort 2222\nIdentityFile {sandbox.state}/provider/key\n"
         f"UserKnownHostsFile {sandbox.state}/provider/known_hosts\nIdentityAgent none\n"
     )
-    # The target's name means something on this side only by this file, as the jump host's does.
+    # Only this file gives a meaning to the names of the target and of the jump host.
     (tmp_path / "config").write_text(
         f"Host bastion\nHostName 127.{sandbox.network}.1.1\n"
         f"Host target\nHostName 127.{sandbox.network}.2.1\nProxyJump bastion\n"
         f"Host *\n{certain}"
     )
-    # ssh looks for its configuration in the home of /etc/passwd, whatever HOME says.
+    # ssh reads its configuration from the home in /etc/passwd, whatever HOME is.
     wrapper = tmp_path / "bin" / "ssh"
     wrapper.parent.mkdir()
     wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {tmp_path}/config "$@"\n')
@@ -65,11 +65,11 @@ def whereami(remote: Remote) -> str:
     return remote.run(["printenv", "OPENSTACKOID_INSTANCE"]).stdout.strip()
 
 
-def test_a_jump_host_of_the_users_holds_for_the_administrator(jumped: Hosts) -> None:
+def test_the_users_jump_host_works_for_the_administrator(jumped: Hosts) -> None:
     assert whereami(jumped.administrator(NAME).remote) == "InstanceTwo"
 
 
-def test_a_jump_host_of_the_users_holds_for_the_instances_user(
+def test_the_users_jump_host_works_for_the_instances_user(
     jumped: Hosts, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_endpoint(jumped, sandbox, monkeypatch)

@@ -1,4 +1,4 @@
-"""A real supervisord, and what it leaves when it is killed."""
+"""What a real supervisord leaves when it is killed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ autostart = false
 
 
 class Supervised(Supervisor):
-    """A supervisor with a directory for itself."""
+    """A supervisor with its own directory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -44,7 +44,7 @@ class Supervised(Supervisor):
         psutil.Process(int((self.root / "pid").read_text())).kill()
 
     def processes(self) -> set[int]:
-        """All that bears its mark."""
+        """All processes with its mark."""
         found = set()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -72,13 +72,13 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def _start(supervisor: Supervised) -> set[int]:
-    """Start it; its two processes."""
+    """Start it, and return its two processes."""
     supervisor.start(os.environ)
     _until(lambda: len(supervisor.processes()) == 2)
     return supervisor.processes()
 
 
-def test_what_a_killed_supervisord_left_is_stopped_to_the_last_descendant(
+def test_every_descendant_of_a_killed_supervisord_is_stopped(
     supervised: Supervised,
 ) -> None:
     left = _start(supervised)
@@ -89,7 +89,7 @@ def test_what_a_killed_supervisord_left_is_stopped_to_the_last_descendant(
     assert supervised.processes() == set()
 
 
-def test_the_programs_of_a_supervisord_that_answers_are_no_leftovers(
+def test_the_programs_of_a_supervisord_that_answers_are_not_leftovers(
     supervised: Supervised,
 ) -> None:
     running = _start(supervised)
@@ -97,7 +97,7 @@ def test_the_programs_of_a_supervisord_that_answers_are_no_leftovers(
     assert supervised.processes() == running
 
 
-def test_a_fork_server_that_a_program_started_is_no_leftover(supervised: Supervised) -> None:
+def test_a_fork_server_that_a_program_started_is_not_a_leftover(supervised: Supervised) -> None:
     marks = {"SUPERVISOR_SERVER_URL": f"unix://{supervised.root}/socket", "SPT_NOENV": "1"}
     server = subprocess.Popen(["sleep", "1000"], env={**os.environ, **marks})
     try:

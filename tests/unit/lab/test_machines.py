@@ -1,4 +1,4 @@
-"""Machines as ssh sees them, and what is put on one."""
+"""How ssh reaches machines, and what the lab puts on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEYS = ("ssh-ed25519 AAAA", "ssh-rsa BBBB")
 
 
 @pytest.mark.parametrize(("port", "place"), [(22, "192.0.2.7"), (2200, "[192.0.2.7]:2200")])
-def test_known_hosts_name_a_port_that_is_not_the_usual_one(port: int, place: str) -> None:
+def test_known_hosts_name_an_unusual_port(port: int, place: str) -> None:
     endpoint = SshEndpoint("192.0.2.7", port, KEYS)
     assert endpoint.known_hosts() == f"{place} {KEYS[0]}\n{place} {KEYS[1]}\n"
 
@@ -56,7 +56,7 @@ def test_the_source_for_a_machine_is_what_the_repository_holds_now() -> None:
     assert not [name for name in names if "__pycache__" in name or name.startswith((".", "tests"))]
 
 
-def test_a_machine_has_the_licence_and_the_readme_without_which_no_package_is_built() -> None:
+def test_a_machine_gets_the_licence_and_the_readme_that_a_package_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["license-files"] == ["LICENSE"]
     assert project["license"] == "Apache-2.0"
@@ -88,7 +88,7 @@ def test_mirrors_reach_pip_and_uv_of_a_machine_by_their_variables() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only directory that has programs."""
+    """The only directory in PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
@@ -102,7 +102,7 @@ def test_a_hypervisor_that_answers_is_found_and_one_that_fails_is_not(programs: 
     put(programs, "vagrant")
     put(programs, "docker", "exit 1")
     assert hypervisors.find("docker") == hypervisors.Finding(
-        False, "Vagrant is here, but docker does not work"
+        False, "Vagrant is installed, but docker does not work"
     )
     put(programs, "docker")
     assert hypervisors.find("docker").usable
@@ -121,7 +121,7 @@ def test_a_hypervisor_without_its_device_does_not_work(
 
 
 class _Everything(Administrator):
-    """Finds everything, may do everything, and keeps what it was told."""
+    """Finds everything, may do everything, and records its commands."""
 
     def __init__(self) -> None:
         super().__init__(Remote(Path("/nowhere"), "InstanceOne"))

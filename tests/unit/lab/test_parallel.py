@@ -1,4 +1,4 @@
-"""Several hosts side by side."""
+"""Several hosts in parallel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_all_errors_are_reported() -> None:
         for_each(["One", "Two", "Three"], action)
 
 
-def test_a_defect_of_ours_is_not_hidden_among_errors() -> None:
+def test_a_bug_of_ours_is_not_hidden_among_errors() -> None:
     def action(name: str) -> None:
         raise LabError(name) if name == "One" else KeyError(name)
 

@@ -1,4 +1,4 @@
-"""Who has a port is told from what the kernel says."""
+"""Find the program on a port by asking the kernel."""
 
 from __future__ import annotations
 

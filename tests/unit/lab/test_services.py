@@ -1,4 +1,4 @@
-"""What the records of the services say together, and what derives from them; nothing is started."""
+"""The services' records are consistent, and so is what derives from them; nothing is started."""
 
 from __future__ import annotations
 

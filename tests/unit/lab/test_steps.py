@@ -1,4 +1,4 @@
-"""What the steps of ``up`` show and keep."""
+"""What the steps of ``up`` show and log."""
 
 from __future__ import annotations
 

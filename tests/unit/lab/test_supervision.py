@@ -1,4 +1,4 @@
-"""A supervisord that is not there, and one that is there and unwell."""
+"""A supervisord that is missing, and one that is unwell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lab.supervision import SupervisionError, Supervisor
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A place with a name that is short enough for a socket."""
+    """A directory with a name that is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="oid-") as name:
         yield Path(name)
 
@@ -28,7 +28,7 @@ def supervisor(directory: Path) -> Supervisor:
 
 @pytest.fixture
 def listener(directory: Path) -> Iterator[socket.socket]:
-    """Somebody who listens where supervisord would."""
+    """A listener at supervisord's socket."""
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(directory / "socket"))
         one.listen()
@@ -46,18 +46,18 @@ def answer(listener: socket.socket, text: bytes) -> None:
     threading.Thread(target=serve, daemon=True).start()
 
 
-def test_nothing_runs_where_there_is_no_socket(supervisor: Supervisor) -> None:
+def test_nothing_runs_without_a_socket(supervisor: Supervisor) -> None:
     assert supervisor.states() == {}
 
 
-def test_nothing_runs_where_a_socket_was_left_behind(
+def test_nothing_runs_behind_a_leftover_socket(
     supervisor: Supervisor, listener: socket.socket
 ) -> None:
     listener.close()
     assert supervisor.states() == {}
 
 
-def test_what_is_silent_is_no_supervisord_without_programs(
+def test_a_silent_supervisord_is_not_one_without_programs(
     supervisor: Supervisor, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervision, "PATIENCE", 0.2)
@@ -75,7 +75,7 @@ def test_what_is_silent_is_no_supervisord_without_programs(
         b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n?",
     ],
 )
-def test_what_answers_nonsense_is_no_supervisord_without_programs(
+def test_a_supervisord_that_answers_nonsense_is_not_one_without_programs(
     supervisor: Supervisor, listener: socket.socket, text: bytes
 ) -> None:
     answer(listener, text)
@@ -97,6 +97,6 @@ def test_a_second_supervisord_is_not_started_beside_an_unwell_one(
     assert not (directory / "output").exists()
 
 
-def test_a_program_cannot_be_started_where_no_supervisord_runs(supervisor: Supervisor) -> None:
+def test_a_program_cannot_be_started_if_no_supervisord_runs(supervisor: Supervisor) -> None:
     with pytest.raises(SupervisionError, match="supervisord does not answer"):
         supervisor.ensure(["mariadb"])

@@ -1,4 +1,4 @@
-"""The session as its user meets it: panes, prompts, order, repair."""
+"""The session as its user sees it: panes, prompts, order, repair."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_borders_show_names_whatever_a_shell_calls_its_title(sandbox: Sandbo
     assert shown.strip() == "InstanceOne"
 
 
-def test_from_three_on_panes_are_tiled(sandbox: Sandbox) -> None:
+def test_three_or_more_panes_are_tiled(sandbox: Sandbox) -> None:
     addresses = enumerate(("A", "B", "C", "D"), start=1)
     sandbox.describe(
         "instances:\n"
@@ -101,7 +101,7 @@ def test_a_missing_pane_is_put_back_in_its_place(sandbox: Sandbox, lost: int) ->
     assert eventually(lambda: shows_prompts(sandbox))
 
 
-def test_a_lost_session_is_made_anew(sandbox: Sandbox) -> None:
+def test_a_lost_session_is_made_again(sandbox: Sandbox) -> None:
     sandbox.ok("up")
     sandbox.tmux("kill-server")
     sandbox.ok("up")
@@ -118,7 +118,7 @@ def test_panes_are_revived_after_a_halt(sandbox: Sandbox) -> None:
     assert eventually(lambda: shows_prompts(sandbox))
 
 
-def test_panes_of_instances_that_are_no_more_go_away(sandbox: Sandbox) -> None:
+def test_panes_of_former_instances_go_away(sandbox: Sandbox) -> None:
     sandbox.ok("up")
     sandbox.ok("halt", "InstanceOne")
     sandbox.ok("up", "InstanceTwo")
@@ -151,8 +151,8 @@ def test_on_a_terminal_the_session_is_shown(sandbox: Sandbox, command: str) -> N
         client.wait(10)
 
 
-def test_from_inside_of_tmux_its_client_switches_to_the_session(sandbox: Sandbox) -> None:
-    # The user's own tmux server, played by one on a socket of ours that TMUX names.
+def test_inside_tmux_the_client_switches_to_the_session(sandbox: Sandbox) -> None:
+    # A server on a socket of ours, which TMUX names, plays the user's own tmux server.
     sandbox.ok("up")
     client, terminal = attached_terminal(sandbox, "attach")
     try:

@@ -1,4 +1,4 @@
-"""What a proxy's description accepts, and what comes out of the command."""
+"""A proxy's description, and the results of the command."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def proxy(**changes: Any) -> Proxy:  # noqa: ANN401
     "name", ["", "a b", "a\nbind *:80", "a'b", 'a"b', "a#b", "a/b", "é", "-a", "x" * 65, "a%b"]
 )
 def test_a_name_that_could_inject_configuration_is_refused(name: str) -> None:
-    with pytest.raises(ProxyError, match="is no instance name"):
+    with pytest.raises(ProxyError, match="is not an instance name"):
         Peer(name, "127.0.2.1:8888")
-    with pytest.raises(ProxyError, match="is no instance name"):
+    with pytest.raises(ProxyError, match="is not an instance name"):
         proxy(name=name)
 
 
@@ -42,8 +42,8 @@ def test_a_name_that_could_inject_configuration_is_refused(name: str) -> None:
     "address",
     ["", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "a b:1", "a:1\n", "::1:80", "é:1"],
 )
-def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(ProxyError, match="is no address"):
+def test_an_invalid_address_is_refused(address: str) -> None:
+    with pytest.raises(ProxyError, match="is not an address"):
         Peer("Two", address)
 
 
@@ -58,8 +58,8 @@ def test_a_path_of_more_or_less_than_one_element_is_refused(prefix: str) -> None
         Service("identity", prefix, "http://127.0.1.1:5000")
 
 
-def test_a_project_is_no_service_type() -> None:
-    with pytest.raises(ProxyError, match="'glance' is no official service type"):
+def test_a_project_is_not_a_service_type() -> None:
+    with pytest.raises(ProxyError, match="'glance' is not an official service type"):
         Service("glance", "/image", "http://127.0.1.1:9292")
 
 
@@ -67,17 +67,17 @@ def test_a_project_is_no_service_type() -> None:
     "url", ["127.0.1.1:1", "ftp://a:1", "http://a:1/b", "http://a", "http://u@a:1"]
 )
 def test_a_url_is_scheme_host_and_port(url: str) -> None:
-    with pytest.raises(ProxyError, match="is no address"):
+    with pytest.raises(ProxyError, match="is not an address"):
         Service("image", "/image", url)
 
 
 def test_an_issuer_has_to_be_a_peer() -> None:
-    with pytest.raises(ProxyError, match="issuer 'Two' is no peer of 'One'"):
+    with pytest.raises(ProxyError, match="issuer 'Two' is not a peer of 'One'"):
         proxy(issuers=("Two",))
 
 
-def test_a_name_stands_for_one_instance_only() -> None:
-    with pytest.raises(ProxyError, match='instance "One" stands twice'):
+def test_a_name_is_for_one_instance_only() -> None:
+    with pytest.raises(ProxyError, match='instance "One" appears twice'):
         proxy(peers=(Peer("One", "127.0.2.1:8888"),))
 
 
@@ -95,14 +95,14 @@ def test_an_instance_trusts_itself() -> None:
     assert '["One"] = "home"' in render(proxy())["facts.lua"]
 
 
-def test_a_long_list_of_instances_is_cut_where_it_is_shown() -> None:
+def test_a_long_list_of_instances_is_truncated_in_messages() -> None:
     peers = tuple(Peer(f"Peer{n}", f"127.0.2.1:{n + 1}") for n in range(30))
     files = render(proxy(peers=peers))
     assert "Peer18 and 11 more" in files["facts.lua"]
     assert '["Peer29"] = "untrusted"' in files["facts.lua"]
 
 
-def test_nobody_at_the_socket_is_one_line(tmp_path: Path) -> None:
+def test_a_socket_without_a_proxy_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ProxyError, match=r"no proxy answers at .*is it running"):
         peer_states(tmp_path / "admin.sock")
 
@@ -115,12 +115,12 @@ def test_the_command_writes_the_files_and_prints_what_changed(tmp_path: Path) ->
     assert CliRunner().invoke(main, ["render"], input=text).output == ""
 
 
-def test_the_command_lets_haproxy_judge(tmp_path: Path) -> None:
+def test_the_command_lets_haproxy_check(tmp_path: Path) -> None:
     text = json.dumps({**DESCRIPTION, "directory": str(tmp_path)})
     assert CliRunner().invoke(main, ["check", "-"], input=text).exit_code == 0
 
 
-def test_what_haproxy_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+def test_haproxys_own_errors_are_shown(tmp_path: Path) -> None:
     peers = [{"name": "InstanceTwo", "address": "nobody.invalid:8888"}]
     text = json.dumps({**DESCRIPTION, "directory": str(tmp_path), "peers": peers})
     done = CliRunner().invoke(main, ["check", "-"], input=text)
@@ -131,23 +131,23 @@ def test_what_haproxy_refuses_is_said_in_its_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("1" * 5000, "is no JSON"),
-        (b"\xff", "is no JSON"),
-        ("[]", "description is a JSON object, not []"),
-        ("true", "description is a JSON object, not True"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("1" * 5000, "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ("[]", "description must be a JSON object, not []"),
+        ("true", "description must be a JSON object, not True"),
         ("{}", "description has no 'name'"),
-        (json.dumps({**DESCRIPTION, "colour": 1}), "description has the unknown key 'colour'"),
+        (json.dumps({**DESCRIPTION, "colour": 1}), "description: unknown key 'colour'"),
         (json.dumps({**DESCRIPTION, "peers": [{"name": "x"}]}), "peers.0 has no 'address'"),
-        (json.dumps({**DESCRIPTION, "name": "a b"}), "is no instance name"),
-        (json.dumps({**DESCRIPTION, "issuers": "InstanceTwo"}), "issuers is a JSON array"),
-        (json.dumps({**DESCRIPTION, "issuers": [2]}), "issuers.0 is a string, not 2"),
-        (json.dumps({**DESCRIPTION, "threads": True}), "threads is a number, not True"),
-        (json.dumps({**DESCRIPTION, "metrics": False}), "metrics is a string, not False"),
-        (json.dumps({**DESCRIPTION, "bind": None}), "bind is a string, not None"),
-        (json.dumps({**DESCRIPTION, "peers": None}), "peers is a JSON array, not None"),
-        (json.dumps({**DESCRIPTION, "peers": ["x"]}), "peers.0 is a JSON object, not 'x'"),
+        (json.dumps({**DESCRIPTION, "name": "a b"}), "is not an instance name"),
+        (json.dumps({**DESCRIPTION, "issuers": "InstanceTwo"}), "issuers must be a JSON array"),
+        (json.dumps({**DESCRIPTION, "issuers": [2]}), "issuers.0 must be a string, not 2"),
+        (json.dumps({**DESCRIPTION, "threads": True}), "threads must be a number, not True"),
+        (json.dumps({**DESCRIPTION, "metrics": False}), "metrics must be a string, not False"),
+        (json.dumps({**DESCRIPTION, "bind": None}), "bind must be a string, not None"),
+        (json.dumps({**DESCRIPTION, "peers": None}), "peers must be a JSON array, not None"),
+        (json.dumps({**DESCRIPTION, "peers": ["x"]}), "peers.0 must be a JSON object, not 'x'"),
     ],
 )
 def test_a_wrong_description_ends_in_one_line(text: str | bytes, error: str) -> None:
@@ -159,10 +159,10 @@ def test_a_wrong_description_ends_in_one_line(text: str | bytes, error: str) -> 
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://]", "http://a℀b:80"])
-def test_a_service_with_a_url_that_is_none_is_named(url: str) -> None:
+def test_a_service_with_an_invalid_url_is_named(url: str) -> None:
     description = copy.deepcopy(DESCRIPTION)
     description["services"][0]["url"] = url
-    with pytest.raises(ProxyError, match=r"services\.0\.url: '.*' is no URL"):
+    with pytest.raises(ProxyError, match=r"services\.0\.url: '.*' is not a URL"):
         read_description(json.dumps(description))
 
 

@@ -1,4 +1,4 @@
-"""What is read from the proxy's log, and what of it is no request."""
+"""Reading the proxy's log, and ignoring lines that are not requests."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_a_line_is_a_request_with_its_scope() -> None:
     assert dict(line.scope) == {"compute": "InstanceOne", "image": "InstanceTwo"}
 
 
-def test_the_name_of_no_instance_stands_in_the_line_of_a_refused_request() -> None:
+def test_the_line_of_a_refused_request_may_have_an_invalid_instance_name() -> None:
     line = parse_log_line(LINE.replace('"InstanceTwo"}', '"no such/instance"}'))
     assert line
     assert line.scope["image"] == "no such/instance"
 
 
-def test_a_line_that_was_cut_is_no_request() -> None:
+def test_a_truncated_line_is_not_a_request() -> None:
     assert [length for length in range(len(LINE)) if parse_log_line(LINE[:length])] == []
 
 
@@ -52,6 +52,6 @@ def test_a_line_that_was_cut_is_no_request() -> None:
         (SCOPE, "InstanceTwo"),
     ],
 )
-def test_a_damaged_line_is_no_request(whole: str, damaged: str) -> None:
+def test_a_damaged_line_is_not_a_request(whole: str, damaged: str) -> None:
     assert whole in LINE
     assert parse_log_line(LINE.replace(whole, damaged)) is None
