@@ -102,7 +102,7 @@ def _range_pattern(pattern: str) -> str:
         IPv4Network(pattern % 1)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{pattern!r} is no pattern of a range: %d stands for the number of the instance, "
+            f"{pattern!r} is not a pattern of a range: %d stands for the number of the instance, "
             f"as in {DEFAULT_RANGE}"
         ) from error
     return pattern
@@ -110,7 +110,7 @@ def _range_pattern(pattern: str) -> str:
 
 def _external_range(network: IPv4Network) -> IPv4Network:
     if network.prefixlen > _SMALLEST_RANGE or network.is_loopback or network.is_multicast:
-        raise ValueError(f"{network} is no range for floating IPs: take one like 172.24.1.0/24")
+        raise ValueError(f"{network} is not a range for floating IPs: take one like 172.24.1.0/24")
     return network
 
 
@@ -256,7 +256,7 @@ class Lab(_Part):
         for one in self.instances:
             if self.provider == "local" and not one.address.is_loopback:
                 raise ValueError(
-                    f"instances: {one.name}: {one.address} is no loopback address: the provider "
+                    f"instances: {one.name}: {one.address} is not a loopback address: the provider "
                     "local needs 127.x.y.z; for others, choose --provider vagrant or hosts"
                 )
         ranges = [
@@ -270,7 +270,7 @@ class Lab(_Part):
         for key, issuers in self.trust.items():
             for name in (key, *issuers):
                 if name not in known:
-                    raise ValueError(f"trust: {name!r} is no instance; known are {_listed(known)}")
+                    raise ValueError(f"trust: {name!r} is not an instance; known: {_listed(known)}")
         return self
 
     @property
@@ -286,7 +286,7 @@ class Lab(_Part):
         for one in self.instances:
             if one.name == name:
                 return one
-        raise LabError(f"unknown instance {name!r}: known are {_listed(self.names)}")
+        raise LabError(f"unknown instance {name!r}; known: {_listed(self.names)}")
 
     def peers(self, name: str) -> tuple[Instance, ...]:
         """All instances but *name*.

@@ -23,6 +23,7 @@ from lab.resources import Resources
 from lab.ssh import Remote, Result
 from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
+from openstackoid.proxy.config import FILES
 
 #: Our ordinary user: DevStack's own ones have the administrator's password.
 MEMBER = "visitor"
@@ -336,8 +337,8 @@ class _Machine:
 
     def _proxy_files(self) -> str:
         """Names and digests of HAProxy's files."""
-        kinds = ["(", "-name", "*.cfg", "-o", "-name", "*.map", ")"]
-        find = ["find", str(_PROXY.parent), *kinds, "-exec", "sha256sum", "{}", "+"]
+        names = [word for name in FILES for word in ("-o", "-name", name)][1:]
+        find = ["find", str(_PROXY.parent), "(", *names, ")", "-exec", "sha256sum", "{}", "+"]
         return "\n".join(sorted(self._remote.run(find).stdout.splitlines()))
 
     def _local_conf(self) -> str:

@@ -64,7 +64,7 @@ def prepare(layout: Layout) -> None:
     own = layout.data / "libvirt"
     (own / "etc").mkdir(parents=True, exist_ok=True)
     files.write(own / "etc" / "qemu.conf", _QEMU_CONF)
-    layout.emulator.mkdir(exist_ok=True)
+    layout.emulator.mkdir(parents=True, exist_ok=True)
     make_emulator(layout.emulator)
     if layout.libvirt.is_symlink():
         layout.libvirt.unlink()
@@ -82,7 +82,7 @@ def _write_host_files(layout: Layout) -> None:
         "passwd": f"{_USER}:x:64055:64055::/nonexistent:/usr/sbin/nologin\n",
         "group": "".join(f"{name}:x:{64055 + n}:\n" for n, name in enumerate(_GROUPS)),
     }
-    (layout.etc / "host").mkdir(exist_ok=True)
+    (layout.etc / "host").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         host = Path("/etc", name)
         files.write(layout.etc / "host" / name, (host.read_text() if host.exists() else "") + text)

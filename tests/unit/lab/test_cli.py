@@ -128,10 +128,10 @@ def test_some_instances_can_be_brought_up_and_halted_by_name(sandbox: Sandbox) -
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["up", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
-        (["halt", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
-        (["ssh", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
-        (["logs", "Nowhere"], "unknown instance 'Nowhere': known are InstanceOne, InstanceTwo"),
+        (["up", "Nowhere"], "unknown instance 'Nowhere'; known: InstanceOne, InstanceTwo"),
+        (["halt", "Nowhere"], "unknown instance 'Nowhere'; known: InstanceOne, InstanceTwo"),
+        (["ssh", "Nowhere"], "unknown instance 'Nowhere'; known: InstanceOne, InstanceTwo"),
+        (["logs", "Nowhere"], "unknown instance 'Nowhere'; known: InstanceOne, InstanceTwo"),
         (["up", "--provider", "vagrant", "-n", "3"], "list them in lab.yaml"),
         (["up", "--provider", "local", "--stack", "devstack"], "takes over a whole machine"),
         (["attach"], "the lab is down: run ./setup-env.py up"),
@@ -291,7 +291,7 @@ def test_a_taken_port_is_named_with_its_program(sandbox: Sandbox) -> None:
 
 def test_an_address_that_is_not_loopback_is_refused(sandbox: Sandbox) -> None:
     sandbox.describe("instances: [{name: A, address: 10.1.2.3}]\n")
-    assert "10.1.2.3 is no loopback address" in sandbox.error("up")
+    assert "10.1.2.3 is not a loopback address" in sandbox.error("up")
 
 
 def test_processes_without_the_mark_are_left_alone(sandbox: Sandbox) -> None:
@@ -328,7 +328,7 @@ def test_doctor_names_what_is_missing_and_what_is_there(sandbox: Sandbox) -> Non
 def test_doctor_says_of_each_provider_whether_it_can_have_the_lab(sandbox: Sandbox) -> None:
     sandbox.describe("instances: [{name: A, address: 10.1.2.3}]\n")
     said = sandbox.ok("doctor")
-    assert "✘ lab.yaml: lab.yaml: instances: A: 10.1.2.3 is no loopback address" in said
+    assert "✘ lab.yaml: lab.yaml: instances: A: 10.1.2.3 is not a loopback address" in said
     assert "provider hosts\n" in said
     sandbox.describe("instances: []\n")
     assert "error: lab.yaml: instances" in sandbox.error("doctor")

@@ -131,7 +131,7 @@ def test_choices_are_kept_until_they_are_removed(tmp_path: Path) -> None:
 
 
 def test_an_unknown_instance_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="unknown instance 'C': known are A, B"):
+    with pytest.raises(LabError, match="unknown instance 'C'; known: A, B"):
         described(tmp_path, TWO).peers("C")
 
 
@@ -159,8 +159,8 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         (TWO + "flavors: [{name: x, vcpus: 0, ram: 1, disk: 1}]\n", r"flavors.0.vcpus: .*greater"),
         (TWO + "flavors: [{name: x, vcpus: 1, disk: 1}]\n", r"'flavors.0.ram' is missing; allowed"),
         (TWO + "networks: [{name: x, cidr: 10.0.0.1/26}]\n", r"networks.0.cidr: .*IPv4 network"),
-        (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is no instance; known are A, B"),
-        (TWO + "trust: {Z: []}\n", r"trust: 'Z' is no instance; known are A, B"),
+        (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is not an instance; known: A, B"),
+        (TWO + "trust: {Z: []}\n", r"trust: 'Z' is not an instance; known: A, B"),
         ("instances: []\n", r"instances: .*at least 1"),
         ("provider: local\n", r"the key 'instances' is missing"),
         ("instances: [{name: A, address: nowhere}]\n", r"instances.0.address: .*IPv4"),
@@ -251,7 +251,7 @@ def test_the_size_of_a_machine_is_bounded(tmp_path: Path, key: str, most: int) -
 @pytest.mark.parametrize("address", ["8.8.8.8", "10.1.2.3", "192.168.56.11"])
 def test_the_provider_local_has_loopback_addresses_only(tmp_path: Path, address: str) -> None:
     text = f"instances: [{{name: A, address: {address}}}]\n"
-    with pytest.raises(LabError, match=rf"A: {address} is no loopback address: .*127\.x\.y\.z"):
+    with pytest.raises(LabError, match=rf"A: {address} is not a loopback address: .*127\.x\.y\.z"):
         described(tmp_path, text, Choices(provider="local"))
     assert described(tmp_path, text, Choices(provider="hosts")).names == ("A",)
 
