@@ -216,7 +216,7 @@ def test_a_proxy_is_reloaded_for_new_peers_and_new_files_only(root: Path, up: Up
     up.machine.answers["find /etc/openstackoid"] = "5678  /etc/openstackoid/haproxy.cfg\n"
     up(lab)
     assert len(up.machine.called(reload)) == 2
-    [search] = {line for line in up.machine.called("find /etc/openstackoid")}
+    [search] = set(up.machine.called("find /etc/openstackoid"))
     assert [name for name in FILES if f"-name {name}" not in search] == []
 
 
