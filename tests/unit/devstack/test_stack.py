@@ -22,6 +22,7 @@ from lab.ssh import Remote, Result
 from lab.stacks import devstack
 from lab.stacks.devstack import ACCOUNTS, DevStack
 from lab.steps import Steps
+from openstackoid.proxy.config import FILES
 
 STACKED = """\
 + source .localrc.auto
