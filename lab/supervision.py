@@ -215,20 +215,27 @@ class Supervisor:
         except _UNWELL as error:
             raise self._unwell(error) from error
 
-    def stop(self, first: Iterable[str]) -> None:
-        """Stop the programs *first* in parallel, then the others and supervisord.
-
-        If nothing runs or answers, it does nothing: the provider ends what is left.
+    def stop_all(self, names: Iterable[str]) -> None:
+        """Stop the programs *names* in parallel; where nothing runs or answers, do nothing.
 
         :raises SupervisionError: when something does not end in time.
         """
+        stopping = set(names)
         try:
-            pid = int(self._rpc.getPID())
-            for name in first:
+            for name in stopping:
                 with contextlib.suppress(xmlrpc.client.Fault):  # it does not run
                     self._rpc.stopProcess(name, False)
-            stopping = set(first)
             _wait(lambda: not stopping & self._alive(), f"some of {', '.join(stopping)} did")
+        except _UNWELL:
+            return
+
+    def shutdown(self) -> None:
+        """End supervisord and what it still runs; where none answers, do nothing.
+
+        :raises SupervisionError: when it does not end in time.
+        """
+        try:
+            pid = int(self._rpc.getPID())
             self._rpc.shutdown()
         except _UNWELL:
             return

@@ -22,6 +22,7 @@ import psutil
 
 from lab import files, guest, processes
 from lab.errors import LabError
+from lab.parallel import for_each
 from lab.wheels import netns
 from lab.wheels.layout import Layout
 from lab.wheels.ovn import make_emulator
@@ -157,30 +158,33 @@ def _probe(shared: Path) -> tuple[str, str]:
 def stop(layout: Layout) -> None:
     """Shut the guests of the instance down, as nova-compute would; it must not run."""
     guests = _guests([str(layout.libvirt)])
-    if not guests:
-        return
-    for monitor in (layout.data / "libvirt").glob("lib/qemu/domain-*/monitor.sock"):
-        with contextlib.suppress(OSError):
-            _press_power_button(layout.libvirt / monitor.relative_to(layout.data / "libvirt"))
-    processes.stop(processes.wait(guests, PATIENCE))
+    monitors = list(layout.libvirt.glob("lib/qemu/domain-*/monitor.sock"))
+    if guests and monitors:
+        for_each(monitors, _shut_down)
+    processes.stop(processes.wait(guests, 1), grace=2)
 
 
-def _press_power_button(monitor: Path) -> None:
-    """Ask the guest behind QEMU's *monitor* to shut down.
+def _shut_down(monitor: Path) -> None:
+    """Press the power button of the guest behind QEMU's *monitor*, and end QEMU once it is off.
 
+    A guest that does not react in time, or a QEMU that does not, stays as it is.
     https://qemu.org/docs/master/interop/qmp-spec.html
-
-    :raises OSError: when nobody answers there.
     """
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(2)
+    with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
         connection.connect(str(monitor))
         with connection.makefile("rw") as stream:
             stream.readline()
             for command in ("qmp_capabilities", "system_powerdown"):
                 stream.write(json.dumps({"execute": command}) + "\n")
                 stream.flush()
-                stream.readline()
+            deadline = time.monotonic() + PATIENCE
+            while time.monotonic() < deadline:
+                if json.loads(stream.readline()).get("event") == "SHUTDOWN":
+                    break
+            # libvirt starts QEMU so that it stays when the guest is off.
+            stream.write(json.dumps({"execute": "quit"}) + "\n")
+            stream.flush()
 
 
 def remove(state: Path) -> None:

@@ -87,10 +87,14 @@ class Instance:
     def halt(self) -> None:
         """Stop everything in order; what is stopped already is no error."""
         with self._alone():
-            self.supervisor.stop(self._services())
+            self.supervisor.stop_all(self._services())
+            # Guests end once nova-compute has, which would take that for a fault.
+            ending = self._pool.submit(guests.stop, self.layout) if self._is_real else None
+            self.supervisor.stop_all(self._backing)
+            self.supervisor.shutdown()
             self.supervisor.stop_leftovers()
-            if self._is_real:
-                guests.stop(self.layout)
+            if ending:
+                ending.result()
             retire(Path(self._servers))
 
     def peers(self) -> dict[str, str]:
@@ -131,14 +135,16 @@ class Instance:
                 if not name.startswith("OS_") and name != "PYTHONDONTWRITEBYTECODE"
             }
         )
+        if self._is_real:
+            # Without its configuration, ovn-controller would crash.
+            self.supervisor.ensure(("ovsdb-server",))
+            self.layout.ovn.configure()
         # The database has no data yet.
         self.supervisor.ensure([name for name in self._backing if name != "mariadb"])
         database.prepare(self.layout)
         self.supervisor.ensure(("mariadb",))
         if changed and running:
             reload(self.supervisor.pid("haproxy"), configure.proxy(self.layout).socket)
-        if self._is_real:
-            self.layout.ovn.configure()
         self._wait("mariadb", self._connects(DATABASE_PORT))
         self._wait("haproxy", self._connects(PROXY_PORT))
 
@@ -212,10 +218,13 @@ class Instance:
             worker for service in self.layout.services for worker in service.workers if worker.after
         ]
         late = {worker.name for worker in waiting}
+        if not complete:
+            # The others log in to keystone when they start.
+            self.supervisor.ensure(("keystone",))
+            self._wait_for("keystone")
+            self._client("accounts")
         self.supervisor.ensure([name for name in self.layout.program_names if name not in late])
         self._wait_for("keystone")
-        if not complete:
-            self._client("accounts")
         self._wait("rabbitmq", self._connects(MESSAGING_PORT))
         for worker in waiting:
             for name in worker.after:

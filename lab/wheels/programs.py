@@ -129,7 +129,7 @@ def _service(layout: Layout, service: Service) -> Iterator[Program]:
         program = _launched(layout, service, worker.name, worker.entry, *argv)
         own = {name: layout.fill(text) for name, text in worker.environment.items()}
         environment = {**program.environment, **own}
-        yield replace(program, environment=environment, patience=worker.patience)
+        yield replace(program, environment=environment)
 
 
 def programs(layout: Layout) -> tuple[Program, ...]:

@@ -57,8 +57,6 @@ class Worker:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: The file below the instance's ``etc`` that it reads instead of its service's.
     configuration: str = ""
-    #: Seconds that it has to end.
-    patience: int = 3
 
 
 @dataclass(frozen=True)
@@ -335,7 +333,6 @@ _NOVA_WITH_LIBVIRT = replace(
                 "PATH": "$emulator:/usr/sbin:/usr/bin:/sbin:/bin",
             },
             configuration="nova/nova-compute.conf",
-            patience=15,
         )
         if worker.name == "nova-compute"
         else worker

@@ -59,7 +59,7 @@ def supervised() -> Iterator[Supervised]:
     root = Path(tempfile.mkdtemp(prefix="oid-", dir="/tmp"))
     supervisor = Supervised(root)
     yield supervisor
-    supervisor.stop([])
+    supervisor.shutdown()
     supervisor.stop_leftovers()
     shutil.rmtree(root)
 
