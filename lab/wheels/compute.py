@@ -16,8 +16,8 @@ def main() -> None:
 
     It is root already, so that it needs no daemon for what root may do (oslo.privsep): 80 MB less.
     """
-    etc = Path(os.environ["OPENSTACKOID_ETC"])
-    netns.enter(os.environ["OPENSTACKOID_NAMESPACE"], os.environ["OPENSTACKOID_INSTANCE"], etc)
+    overlay = Path(os.environ["OPENSTACKOID_OVERLAY"])
+    netns.enter(os.environ["OPENSTACKOID_NAMESPACE"], os.environ["OPENSTACKOID_INSTANCE"], overlay)
 
     import nova.cmd.compute  # noqa: PLC0415 - of nova's fork server only
     import nova.privsep  # noqa: PLC0415

@@ -26,6 +26,7 @@ from lab.parallel import for_each
 from lab.wheels import netns
 from lab.wheels.layout import Layout
 from lab.wheels.ovn import make_emulator
+from lab.wheels.programs import SBIN
 
 #: Debian packages with the hypervisor, its Python binding, and what nova calls for guests' disks.
 PACKAGES = (
@@ -83,10 +84,11 @@ def _write_host_files(layout: Layout) -> None:
         "passwd": f"{_USER}:x:64055:64055::/nonexistent:/usr/sbin/nologin\n",
         "group": "".join(f"{name}:x:{64055 + n}:\n" for n, name in enumerate(_GROUPS)),
     }
-    (layout.etc / "host").mkdir(parents=True, exist_ok=True)
+    (layout.overlay / "etc").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         host = Path("/etc", name)
-        files.write(layout.etc / "host" / name, (host.read_text() if host.exists() else "") + text)
+        before = host.read_text() if host.exists() else ""
+        files.write(layout.overlay / "etc" / name, before + text)
 
 
 def _link_binding(prefix: Path) -> None:
@@ -105,6 +107,25 @@ def _link_binding(prefix: Path) -> None:
     for path in (_BINDING / "libvirt.py", module):
         with contextlib.suppress(FileExistsError):
             (target / "site-packages" / path.name).symlink_to(path)
+
+
+def learn(layout: Layout) -> None:
+    """Have libvirt ask QEMU what it can, and remember it: that takes nova-compute seconds later on.
+
+    Where it fails, nova-compute will say why.
+    """
+    code = (
+        "import sys, libvirt\n"
+        "libvirt.virEventRegisterDefaultImpl()\n"
+        "libvirt.open(sys.argv[1]).getCapabilities()\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, f"qemu:///embed?root={layout.libvirt}"],
+        env={**os.environ, "PATH": f"{layout.emulator}:{SBIN}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
 
 
 def accelerator(shared: Path) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -57,7 +57,8 @@ class Instance:
         self._note = note
         self._servers = str(fork_servers(layout))
         self._backing = BACKING[layout.spec.hypervisor]
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(2)
+        self._learning: Future[None] | None = None
 
     def up(self) -> None:
         """Bring it up; what runs already stays as it is.
@@ -155,10 +156,14 @@ class Instance:
             self.supervisor.stop_program("ovs-vswitchd")
         self.layout.ovn.prepare()
         guests.prepare(self.layout)
-        # It takes seconds, and nobody needs it before nova-compute.
+        # They take seconds, and nobody needs them before nova-compute.
         self._accelerator = self._pool.submit(guests.accelerator, self.layout.shared)
+        if not self.supervisor.running():
+            self._learning = self._pool.submit(guests.learn, self.layout)
 
     def _configure_guests(self) -> None:
+        if self._learning:
+            self._learning.result()
         name, why = self._accelerator.result()
         configure.configure_guests(self.layout, name)
         self._note(f"{'KVM runs guests' if name == 'kvm' else 'guests are emulated'}: {why}")

@@ -134,6 +134,11 @@ class Layout:
         )
 
     @cached_property
+    def overlay(self) -> Path:
+        """The files that nova-compute sees instead of the host's own (lab.wheels.netns.enter)."""
+        return self.etc / "overlay"
+
+    @cached_property
     def emulator(self) -> Path:
         """The directory of the QEMU that libvirt finds (:func:`lab.wheels.ovn.make_emulator`)."""
         return self.data / "bin"

@@ -189,11 +189,11 @@ def remove(state: Path) -> None:
     _remove_mount()
 
 
-def enter(namespace: str, hostname: str, etc: Path | None = None) -> None:
+def enter(namespace: str, hostname: str, overlay: Path | None = None) -> None:
     """Have this process, which must have one thread, live in *namespace* and be called *hostname*.
 
-    It sees the files in the directory *etc* instead of those of their names in ``/etc``. Its
-    ``/sys`` shows the namespace's interfaces too, as with ``ip netns exec`` (ip-netns(8)).
+    A file ``PATH`` in the directory *overlay* hides the file ``/PATH``. The process's ``/sys``
+    shows the namespace's interfaces too, as with ``ip netns exec`` (ip-netns(8)).
 
     :raises LabError: when it has several threads: each would be in a world of its own.
     :raises OSError: when the namespace is missing, or we may not.
@@ -209,9 +209,9 @@ def enter(namespace: str, hostname: str, etc: Path | None = None) -> None:
     # Mounts come in from the host, and ours stay here.
     _check(libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None))
     _check(libc.mount(b"sysfs", b"/sys", b"sysfs", ctypes.c_ulong(0), None))
-    for path in etc.iterdir() if etc else ():
-        target = Path("/etc", path.name)
-        if target.exists():
+    for path in overlay.rglob("*") if overlay else ():
+        target = Path("/", path.relative_to(overlay or "/"))
+        if target.exists() and not path.is_dir():
             source, place = os.fsencode(path), os.fsencode(target)
             _check(libc.mount(source, place, None, ctypes.c_ulong(_MS_BIND), None))
 

@@ -327,7 +327,7 @@ _NOVA_WITH_LIBVIRT = replace(
             after=(*worker.after, "neutron-api"),
             environment={
                 "OPENSTACKOID_NAMESPACE": "$namespace",
-                "OPENSTACKOID_ETC": "$etc/host",
+                "OPENSTACKOID_OVERLAY": "$etc/overlay",
                 "OVS_RUNDIR": "$run/ovn",
                 # libvirt takes the first QEMU there.
                 "PATH": "$emulator:/usr/sbin:/usr/bin:/sbin:/bin",
