@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lab.image import ImageFile, disk_format, obtain
+from lab.parallel import for_each
 
 if TYPE_CHECKING:
     from openstack.connection import Connection
@@ -42,17 +43,27 @@ class Resources:
 
 
 def create(cloud: Connection, wanted: Resources, file: ImageFile) -> None:
-    """Make what is missing of *wanted* in *cloud*; the image is made of *file*."""
+    """Create what is missing of *wanted* in *cloud*, with an image made of *file*."""
+    # What depends on each other is in one job.
+    jobs = [lambda: _flavors(cloud, wanted), lambda: _networks(cloud, wanted)]
+    jobs.append(lambda: _image(cloud, wanted.image["name"], file))
+    if wanted.member:
+        member = wanted.member
+        jobs.append(lambda: _member(cloud, **member))
+    for_each(jobs, lambda job: job())
+
+
+def _flavors(cloud: Connection, wanted: Resources) -> None:
     for flavor in wanted.flavors:
         if cloud.compute.find_flavor(flavor["name"]) is None:
             cloud.compute.create_flavor(**flavor)
+
+
+def _networks(cloud: Connection, wanted: Resources) -> None:
     for network in wanted.networks:
         _network(cloud, network["name"], network["cidr"])
     if wanted.public:
         _public(cloud, wanted)
-    _image(cloud, wanted.image["name"], file)
-    if wanted.member:
-        _member(cloud, **wanted.member)
 
 
 def _network(cloud: Connection, name: str, cidr: str) -> None:

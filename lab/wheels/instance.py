@@ -57,7 +57,8 @@ class Instance:
         self._note = note
         self._servers = str(fork_servers(layout))
         self._backing = BACKING[layout.spec.hypervisor]
-        self._pool = ThreadPoolExecutor(2)
+        self._pool = ThreadPoolExecutor(3)
+        self._image_file: Future[ImageFile] | None = None
         self._learning: Future[None] | None = None
 
     def up(self) -> None:
@@ -123,7 +124,7 @@ class Instance:
         self._check_ports()
         Path(self._servers).mkdir(parents=True, exist_ok=True)
         if self._is_real:
-            self._prepare_guests()
+            self._prepare_guests(complete=complete)
         # Start what others wait for first.
         kinds = [service.fork_server for service in self.layout.services]
         launch.spawn(self._servers, *kinds, *(() if complete else ("client",)))
@@ -149,14 +150,16 @@ class Instance:
         self._wait("mariadb", self._connects(DATABASE_PORT))
         self._wait("haproxy", self._connects(PROXY_PORT))
 
-    def _prepare_guests(self) -> None:
+    def _prepare_guests(self, *, complete: bool) -> None:
         """Make what guests and their network need."""
         if self.layout.namespace.create():
             # It would hold on to the end of the earlier way to the host.
             self.supervisor.stop_program("ovs-vswitchd")
         self.layout.ovn.prepare()
         guests.prepare(self.layout)
-        # They take seconds, and nobody needs them before nova-compute.
+        # They take seconds, and nobody needs them yet.
+        if not complete:
+            self._image_file = self._pool.submit(self._image)
         self._accelerator = self._pool.submit(guests.accelerator, self.layout.shared)
         if not self.supervisor.running():
             self._learning = self._pool.submit(guests.learn, self.layout)
@@ -251,9 +254,10 @@ class Instance:
                     self._wait(program, self._counts(worker.database, worker.counts))
 
     def _fill(self) -> None:
+        file = self._image_file.result() if self._image_file else self._image()
         if self._is_real:
             self.layout.ovn.wait()
-        self._client("resources", {"IMAGE": self._image().to_json()})
+        self._client("resources", {"IMAGE": file.to_json()})
         (self.layout.data / "image").unlink(missing_ok=True)
         for service in self.layout.services:
             self._manage(service, service.finish)
