@@ -60,6 +60,8 @@ def spawn(directory: str, *kinds: str) -> None:
     if os.fork() == 0:
         try:
             os.setsid()
+            # A launcher ignores it; fork servers, libvirt and others wait for their children.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             log = os.open(os.path.join(directory, "log"), flags, 0o644)  # noqa: PTH118
             os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
