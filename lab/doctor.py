@@ -11,6 +11,7 @@ from lab.errors import LabError
 from lab.providers import PROVIDERS, provider
 from lab.providers.base import Finding
 from lab.stacks import STACKS, stack_class
+from lab.stacks.wheels import GUEST_PACKAGES, unusable
 
 
 def report(root: Path) -> Iterator[str]:
@@ -31,6 +32,9 @@ def report(root: Path) -> Iterator[str]:
     for name in STACKS:
         # On hosts elsewhere, `up` brings them.
         yield from _section(f"stack {name}", packaged(stack_class(name).needs.packages))
+    fault = unusable(is_here=True)
+    usable = Finding("real guests on this machine", not fault, fault)
+    yield from _section("hypervisor libvirt", [usable, *packaged(GUEST_PACKAGES)])
 
 
 def _load(root: Path, name: str) -> Lab | LabError:

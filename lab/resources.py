@@ -79,8 +79,11 @@ def _network(cloud: Connection, name: str, cidr: str) -> None:
 def _public(cloud: Connection, wanted: Resources) -> None:
     """The external network ``public``, and a router from all networks to it."""
     gateway = ipaddress.IPv4Interface(wanted.public["gateway"])
+    # Nova offers a server the networks of its project: this one is not for servers.
+    owner = cast("IdentityProxy", cloud.identity).find_project("service", ignore_missing=False)
     public = cloud.network.find_network("public") or cloud.network.create_network(
         name="public",
+        project_id=owner.id,
         is_router_external=True,
         provider_network_type="flat",
         provider_physical_network="public",

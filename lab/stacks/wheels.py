@@ -24,6 +24,9 @@ from lab.wheels.layout import Layout
 from lab.wheels.services import Hypervisor, program_names
 from lab.wheels.spec import ACCOUNTS, Spec
 
+#: What real guests need on a host: the hypervisor, the network, and the tools that make the image.
+GUEST_PACKAGES = (*guests.PACKAGES, *ovn.PACKAGES, *guest.PACKAGES)
+
 
 class Wheels(Stack):
     """OpenStack from PyPI with MariaDB, RabbitMQ and HAProxy from Debian."""
@@ -36,9 +39,7 @@ class Wheels(Stack):
         super().__init__(lab, connect)
         self._hypervisor: Hypervisor = "libvirt" if lab.hypervisor == "libvirt" else "fake"
         if self._hypervisor == "libvirt":
-            made = () if lab.image.url else guest.PACKAGES
-            packages = (*self.needs.packages, *guests.PACKAGES, *ovn.PACKAGES, *made)
-            self.needs = Needs(packages=packages)
+            self.needs = Needs(packages=(*self.needs.packages, *GUEST_PACKAGES))
 
     @classmethod
     def hypervisor(cls, lab: Lab, *, is_here: bool) -> tuple[str, str]:

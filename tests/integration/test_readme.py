@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from lab import processes
+from lab.wheels import netns
 from tests.conftest import ROOT
 
 BLOCK = re.compile(r"#\+begin_src sh\n(.*?)#\+end_src", re.DOTALL)
@@ -28,7 +29,8 @@ def clone() -> Iterator[Path]:
     repository = directory / "openstackoid"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(repository)], check=True)
     description = repository / "lab.yaml"
-    description.write_text(description.read_text().replace("127.0.", "127.66."))
+    text = description.read_text().replace("127.0.%d", "127.66.%d")
+    description.write_text(text.replace("172.24.%d", "172.26.%d"))
     yield repository
     if (repository / ".lab").exists():
         subprocess.run([str(repository / "setup-env.py"), "destroy"], check=False)
@@ -70,7 +72,14 @@ def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
     [created] = [text for command, text in outputs.items() if "server create" in command]
     assert created == "ACTIVE\n"
 
-    assert processes.marked(clone / ".lab") == []
+    state = clone / ".lab"
+    assert processes.marked(state) == []
+    links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+    assert netns.prefix(state) not in links
+    left = [*Path("/run").glob(f"{netns.prefix(state)}*"), *Path("/run").glob("netns/osd*")]
+    assert [path for path in left if netns.prefix(state) in path.name] == []
+    guests = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
+    assert [line for line in guests if f"/run/{netns.prefix(state)}" in " ".join(line)] == []
     listening = [
         one.laddr
         for one in psutil.net_connections("tcp")

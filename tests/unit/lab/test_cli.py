@@ -323,6 +323,9 @@ def test_doctor_names_what_is_missing_and_what_is_there(sandbox: Sandbox) -> Non
     assert "provider vagrant\n" in said
     assert "a hypervisor for Vagrant" in said
     assert "stack devstack\n" in said
+    assert "hypervisor libvirt\n" in said
+    assert re.search("[✔✘] real guests on this machine", said)
+    assert re.search("[✔✘] package qemu-system-x86", said)
 
 
 def test_doctor_says_of_each_provider_whether_it_can_have_the_lab(sandbox: Sandbox) -> None:
