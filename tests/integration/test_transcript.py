@@ -52,7 +52,11 @@ def _type(pane: Pane, name: str, command: str) -> str:
     return _screen(pane)
 
 
-def test_a_newcomer_sees_what_the_readme_promises(panes: dict[str, Pane]) -> None:
+def _run(pane: Pane, command: str) -> str:
+    return _type(pane, "InstanceOne", command)
+
+
+def test_a_newcomer_sees_what_the_readme_promises(lab: RunningLab, panes: dict[str, Pane]) -> None:
     assert list(panes) == ["InstanceOne", "InstanceTwo"]
     found = {}
     for name, pane in panes.items():
@@ -70,4 +74,36 @@ def test_a_newcomer_sees_what_the_readme_promises(panes: dict[str, Pane]) -> Non
     )
     assert re.search(rf"\| image +\| cirros \({image}\) +\|", screen)
     assert re.search(r"\| status +\| ACTIVE +\|", screen)
+    if lab.config.hypervisor == "libvirt":
+        _sees_a_guest(panes["InstanceOne"], image)
     _type(panes["InstanceOne"], "InstanceOne", "openstack server delete my-vm --wait")
+
+
+def _sees_a_guest(pane: Pane, image: str) -> None:
+    """The rest of the README's example: the console of my-vm, and ssh into another server."""
+    deadline = time.monotonic() + 60
+    while "this image is from InstanceTwo" not in _run(pane, "openstack console log show my-vm"):
+        assert time.monotonic() < deadline, _screen(pane)
+    address = ""
+    server = f"openstack server create door --scope image=InstanceTwo --image {image}"
+    try:
+        _run(pane, "openstack keypair create me > me.pem; chmod 600 me.pem")
+        _run(pane, "openstack security group create ssh")
+        _run(pane, "openstack security group rule create --protocol tcp --dst-port 22 ssh")
+        made = f"{server} --flavor m1.nano --key-name me --security-group ssh --wait"
+        assert re.search(r"\| status +\| ACTIVE +\|", _run(pane, made))
+        found = _run(pane, "openstack floating ip create public -f value -c floating_ip_address")
+        address = found.splitlines()[-2]
+        _run(pane, f"openstack server add floating ip door {address}")
+        known = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        deadline = time.monotonic() + 60
+        login = f"ssh {known} -i me.pem root@{address} uname -sn"
+        while "\nLinux door\n" not in _run(pane, login):
+            assert time.monotonic() < deadline, _screen(pane)
+    finally:
+        _run(pane, "openstack server delete door --wait")
+        _run(
+            pane,
+            "openstack floating ip list -f value -c ID | xargs -r openstack floating ip delete",
+        )
+        _run(pane, "openstack security group delete ssh; openstack keypair delete me; rm -f me.pem")
