@@ -9,11 +9,11 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT, RunningLab
-from tests.infra.test_instance import PROGRAMS
 from tests.integration.conftest import Shell
 
 #: Set this to the seed that a run printed, to repeat that run.
@@ -33,13 +33,17 @@ def _kill(shell: Shell, program: str) -> None:
     shell.run("sh", "-c", f"kill -KILL $({pid})")
 
 
+def _status(lab: RunningLab) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(lab.setup_env("status", "--json").stdout)["instances"]
+    return found
+
+
 def _up(lab: RunningLab, after: str) -> None:
     """Bring the lab up, and check that every program runs."""
     started = time.monotonic()
     lab.setup_env("up", "--no-attach")
     print(f"up after {after}: {time.monotonic() - started:.1f} s")
-    status = json.loads(lab.setup_env("status", "--json").stdout)
-    for instance in status["instances"]:
+    for instance in _status(lab):
         states = {service["name"]: service["state"] for service in instance["services"]}
         stopped = {name: state for name, state in states.items() if state != "running"}
         assert not stopped, f"{instance['name']} after {after}"
@@ -63,7 +67,8 @@ def _check_all(lab: RunningLab, shell: Shell) -> None:
 def test_up_repairs_an_instance_whichever_program_was_killed(
     lab: RunningLab, one: Shell, chance: random.Random
 ) -> None:
-    programs = [*PROGRAMS, "epmd", "supervisord"]
+    [here] = [found for found in _status(lab) if found["name"] == one.name]
+    programs = [*(service["name"] for service in here["services"]), "supervisord"]
     for program in chance.sample(programs, len(programs)):
         _kill(one, program)
         _up(lab, f"a kill of {program}")

@@ -48,7 +48,7 @@ class World:
 
     @property
     def namespace(self) -> Namespace:
-        gateway = ipaddress.IPv4Interface(f"172.28.{self.number}.1/24")
+        gateway = ipaddress.IPv4Interface(f"172.24.{self.number}.1/24")
         return Namespace(self.state, self.instance, gateway)
 
     @property
@@ -66,7 +66,7 @@ class World:
 
     @property
     def floating(self) -> str:
-        return f"172.28.{self.number}.111"
+        return f"172.24.{self.number}.111"
 
     def up(self) -> None:
         self.namespace.create()
