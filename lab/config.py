@@ -432,14 +432,15 @@ def _fill_addresses(raw: dict[str, Any]) -> None:
 def _fill_ranges(raw: dict[str, Any]) -> None:
     """Give each instance without an external range the one that the pattern makes."""
     public, instances = raw.get("public"), raw.get("instances")
-    pattern = public.get("range") if isinstance(public, dict) else None
-    if isinstance(instances, list):
-        raw["instances"] = [
-            {"public": (pattern or DEFAULT_RANGE).replace("%d", str(n)), **one}
-            if isinstance(one, dict) and isinstance(pattern or DEFAULT_RANGE, str)
-            else one
-            for n, one in enumerate(instances, 1)
-        ]
+    pattern = public.get("range", DEFAULT_RANGE) if isinstance(public, dict) else DEFAULT_RANGE
+    # A wrong pattern is the validation's business.
+    with contextlib.suppress(TypeError, ValueError):
+        _range_pattern(pattern)
+        if isinstance(instances, list):
+            raw["instances"] = [
+                {"public": pattern % n, **one} if isinstance(one, dict) else one
+                for n, one in enumerate(instances, 1)
+            ]
 
 
 class _Loader(yaml.SafeLoader):

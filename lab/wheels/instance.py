@@ -153,8 +153,9 @@ class Instance:
     def _prepare_guests(self, *, complete: bool) -> None:
         """Make what guests and their network need."""
         if self.layout.namespace.create():
-            # It would hold on to the end of the earlier way to the host.
-            self.supervisor.stop_program("ovs-vswitchd")
+            # They would hold on to the earlier one, and to its way to the host.
+            for name in ("nova-compute", "ovn-controller", "ovs-vswitchd", "haproxy"):
+                self.supervisor.stop_program(name)
         self.layout.ovn.prepare()
         guests.prepare(self.layout)
         # They take seconds, and nobody needs them yet.
@@ -164,12 +165,14 @@ class Instance:
         if not self.supervisor.running():
             self._learning = self._pool.submit(guests.learn, self.layout)
 
-    def _configure_guests(self) -> None:
+    def _configure_guests(self, *, complete: bool) -> None:
+        """Tell nova-compute what runs guests, and the user when that is new."""
         if self._learning:
             self._learning.result()
         name, why = self._accelerator.result()
         configure.configure_guests(self.layout, name)
-        self._note(f"{'KVM runs guests' if name == 'kvm' else 'guests are emulated'}: {why}")
+        if not complete:
+            self._note(f"{'KVM runs guests' if name == 'kvm' else 'guests are emulated'}: {why}")
 
     def _image(self) -> ImageFile:
         """The image that the instance offers."""
@@ -221,7 +224,7 @@ class Instance:
             for service in self.layout.services:
                 self._manage(service, service.bootstrap)
         if self._is_real:
-            self._configure_guests()
+            self._configure_guests(complete=complete)
         waiting = [
             worker for service in self.layout.services for worker in service.workers if worker.after
         ]

@@ -151,7 +151,7 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TWO + "stak: wheels\n", r"unknown key 'stak'; allowed keys: provider, stack, instances"),
+        (TWO + "stak: wheels\n", r"unknown key 'stak'; allowed keys: provider, stack, hypervisor"),
         (TWO + "provider: aws\n", r"provider: 'aws' is not allowed; use 'auto', 'local'"),
         (TWO + "root: /\n", r"unknown key 'root'"),
         (TWO + "image: {nam: x}\n", r"unknown key 'image.nam'; allowed keys: name, url"),
@@ -159,6 +159,23 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         (TWO + "flavors: [{name: x, vcpus: 0, ram: 1, disk: 1}]\n", r"flavors.0.vcpus: .*greater"),
         (TWO + "flavors: [{name: x, vcpus: 1, disk: 1}]\n", r"'flavors.0.ram' is missing; allowed"),
         (TWO + "networks: [{name: x, cidr: 10.0.0.1/26}]\n", r"networks.0.cidr: .*IPv4 network"),
+        (TWO + "hypervisor: xen\n", r"hypervisor: 'xen' is not allowed; use .*'libvirt'"),
+        (TWO + "public: {range: 10.9.0.0/24}\n", r"public.range: .* is not a pattern of a range"),
+        (TWO + "public: {range: 10.9.%d.1/24}\n", r"public.range: .* is not a pattern of a range"),
+        (
+            TWO + "public: {range: 10.9.%d.0/31}\n",
+            r"10.9.1.0/31 is not a range for",
+        ),
+        (
+            "instances: [{name: A, address: 127.0.1.1, public: 10.0.0.0/24}]\n"
+            "networks: [{name: private, cidr: 10.0.0.64/26}]\n",
+            r"instances: A: public: 10.0.0.0/24 overlaps 10.0.0.64/26 of networks: private",
+        ),
+        (
+            "instances: [{name: A, address: 127.0.1.1, public: 10.0.0.0/16},"
+            " {name: B, address: 127.0.2.1, public: 10.0.9.0/24}]\n",
+            r"instances: A: public: 10.0.0.0/16 overlaps 10.0.9.0/24 of instances: B: public",
+        ),
         (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is not an instance; known: A, B"),
         (TWO + "trust: {Z: []}\n", r"trust: 'Z' is not an instance; known: A, B"),
         ("instances: []\n", r"instances: .*at least 1"),
