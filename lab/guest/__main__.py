@@ -12,7 +12,8 @@ def main() -> None:
     """Make the image of one instance, and say where it is and what it is made of."""
     match sys.argv[1:]:
         case [directory, name]:
-            target = Path(directory, f"guest-{name}.raw")
+            # The tools run in directories of their own.
+            target = Path(directory, f"guest-{name}.raw").absolute()
         case _:
             sys.exit("usage: python -m lab.guest DIRECTORY NAME")
     try:
