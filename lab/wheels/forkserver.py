@@ -117,7 +117,9 @@ def _become(request: dict[str, Any], descriptors: list[int], connection: socket.
     pid = os.getpid()
     status = 1
     try:
-        os.setsid()
+        # A group, not a session of its own: the leader of a session that reads a guest's terminal
+        # (nova-compute does) gets it as its own, and ends with the guest by SIGHUP.
+        os.setpgrp()
         gc.enable()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for target, descriptor in enumerate(descriptors[:3]):
