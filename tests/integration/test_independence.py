@@ -19,6 +19,7 @@ import pytest
 
 from lab import processes
 from lab.providers import provider
+from lab.wheels.services import BACKING, Hypervisor
 from openstackoid.scope import Scope
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
@@ -178,7 +179,8 @@ def test_data_of_another_installation_is_migrated_before_a_service_starts(
     status = json.loads(lab.setup_env("status", "--json").stdout)
     [seen] = [one for one in status["instances"] if one["name"] == "InstanceTwo"]
     running = {service["name"] for service in seen["services"] if service["state"] == "running"}
-    assert running == {"mariadb", "epmd", "rabbitmq", "haproxy"}
+    hypervisor: Hypervisor = "libvirt" if lab.config.hypervisor == "libvirt" else "fake"
+    assert running == set(BACKING[hypervisor])
 
     assert "databases' schema" in lab.setup_env("up", "--no-attach", "InstanceTwo").stdout
     installed = lab.host("InstanceTwo").shared / "venv" / "installed"
