@@ -68,6 +68,11 @@ class Shell:
         name = "admin" if home is self else member
         return self.sql(f"SELECT user_id FROM keystone.local_user WHERE name = '{name}'")[0][0]
 
+    def pid(self, program: str) -> int:
+        """The process of *program*; 0 while it does not run."""
+        client = ["supervisorctl", "-c", str(self.directory / "etc" / "supervisord.conf"), "pid"]
+        return int(self.lab.ssh(self.name, *client, program, check=False).stdout)
+
     def proxy_log(self, since: int = 0) -> list[LogLine]:
         """The requests in the proxy's log, from the line *since* on."""
         proxy = "openstackoid-proxy" if self._is_devstack else "haproxy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import pytest
 
 from openstackoid.proxy.log import LogLine
 from openstackoid.scope import Scope
+from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
+from tests.integration.guests import MARKER, is_real
 
 INSTANCES = ("InstanceOne", "InstanceTwo")
 SCOPED = ("identity", "compute", "image")
@@ -49,10 +52,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Created:
-    """A server as the client saw it, and all requests that the proxies served for its scope."""
+    """A server as the client saw it, and all requests that the proxies served for its scope.
+
+    *console* is what a real guest has said until it could tell whose image it is.
+    """
 
     server: dict[str, Any]
     lines: list[LogLine]
+    console: str
 
     def served(self, method: str, path: str, status: int) -> set[str]:
         """The instances whose own service answered this request."""
@@ -69,7 +76,9 @@ REQUESTS = [Request(*choice) for choice in itertools.product(INSTANCES, repeat=4
 
 
 @pytest.fixture(scope="module")
-def created(shell: Callable[[str], Shell]) -> Iterator[Callable[[Request], Created]]:
+def created(
+    lab: RunningLab, shell: Callable[[str], Shell]
+) -> Iterator[Callable[[Request], Created]]:
     """All servers, made in parallel: the proxies' logs name the scope of each request."""
 
     def create(request: Request) -> dict[str, Any]:
@@ -80,6 +89,15 @@ def created(shell: Callable[[str], Shell]) -> Iterator[Callable[[Request], Creat
             f" --flavor m1.nano {network} --wait"
         )
         return server
+
+    def console(request: Request) -> str:
+        jobs[request].result()
+        line = f"console log show test-{request} --scope '{request.scope.to_json()}'"
+        deadline = time.monotonic() + 60
+        while True:
+            said = shell(request.home).openstack(line)
+            if MARKER in said or time.monotonic() > deadline:
+                return said
 
     def delete(request: Request) -> None:
         scope = request.scope.to_json()
@@ -92,10 +110,13 @@ def created(shell: Callable[[str], Shell]) -> Iterator[Callable[[Request], Creat
         }
         wait(jobs.values())
         lines = [line for name in INSTANCES for line in shell(name).proxy_log(seen[name])]
+        # Only now: these logins are not the servers'.
+        consoles = {request: pool.submit(console, request) for request in REQUESTS if is_real(lab)}
 
         def result(request: Request) -> Created:
             own = [line for line in lines if line.scope == request.resolved]
-            return Created(jobs[request].result(), own)
+            said = consoles[request].result() if consoles else ""
+            return Created(jobs[request].result(), own, said)
 
         yield result
         for done in [pool.submit(delete, request) for request in REQUESTS]:
@@ -106,7 +127,10 @@ def created(shell: Callable[[str], Shell]) -> Iterator[Callable[[Request], Creat
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
 def test_a_server_is_made_of_the_services_that_its_scope_names(
-    shell: Callable[[str], Shell], created: Callable[[Request], Created], request_: Request
+    lab: RunningLab,
+    shell: Callable[[str], Shell],
+    created: Callable[[Request], Created],
+    request_: Request,
 ) -> None:
     found = created(request_)
     server = found.server
@@ -133,6 +157,8 @@ def test_a_server_is_made_of_the_services_that_its_scope_names(
         if line.method == "POST" and line.uri.endswith("/auth/tokens") and line.service
     ]
     assert logins == [(request_.home, request_.identity, 201)]
+    if is_real(lab):
+        assert f"{MARKER} {request_.image}\n" in found.console.replace("\r", "")
 
 
 def test_deleting_a_server_gives_its_address_back(one: Shell) -> None:
@@ -145,7 +171,9 @@ def test_deleting_a_server_gives_its_address_back(one: Shell) -> None:
 
 
 @pytest.mark.parametrize("name", INSTANCES)
-def test_an_instance_has_what_devstack_gives(shell: Callable[[str], Shell], name: str) -> None:
+def test_an_instance_has_what_devstack_gives(
+    lab: RunningLab, shell: Callable[[str], Shell], name: str
+) -> None:
     here = shell(name)
     assert {row["Name"] for row in here.json("user list")} >= {"admin", "demo"}
     assert {row["Name"] for row in here.json("project list")} >= {"admin", "demo"}
