@@ -101,7 +101,8 @@ class Lifecycle:
             chosen_now = Choices(provider=lab.provider, stack=lab.stack, hypervisor=lab.hypervisor)
             self.choices.updated(chosen_now).keep(lab.state)
             steps.say(f"provider {lab.provider} ({lab.because}), stack {lab.stack}")
-            steps.say(f"hypervisor {lab.hypervisor} ({lab.hypervisor_because})")
+            if lab.hypervisor != "auto":
+                steps.say(f"hypervisor {lab.hypervisor} ({lab.hypervisor_because})")
             apt.ensure(self.debian_packages, steps.say, self.lab.state / "log")
             self._stop_surplus()
             hosts = self.provider.up(chosen, self.stack.needs, steps)
