@@ -213,6 +213,9 @@ def remove(state: Path) -> None:
 
     :raises LabError: when a command fails.
     """
+    if os.geteuid() != 0:
+        # Only root can have made some, and only root may look for them.
+        return
     links = list(Path("/run").glob(f"{netns.prefix(state)}*"))
     processes.stop(_guests(map(str, links)), grace=2)
     netns.remove(state)

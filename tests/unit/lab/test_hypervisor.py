@@ -14,6 +14,7 @@ from lab.config import Choices, Lab, load
 from lab.errors import LabError
 from lab.lifecycle import Lifecycle
 from lab.stacks.wheels import Wheels
+from lab.wheels import guests, netns
 from tests.conftest import ROOT
 
 
@@ -71,3 +72,11 @@ def test_every_instance_has_an_external_range_of_its_own(root: Path) -> None:
     choices = Choices(number=3, provider="local")
     ranges = [str(one.public) for one in load(root, choices).instances]
     assert ranges == ["172.24.1.0/24", "172.24.2.0/24", "172.24.3.0/24"]
+
+
+def test_who_is_not_root_removes_a_lab_without_looking_for_guests(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(netns, "run", lambda *_, **__: pytest.fail("runs what needs root"))
+    guests.remove(root / ".lab")
