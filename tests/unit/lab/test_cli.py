@@ -133,7 +133,7 @@ def test_some_instances_can_be_brought_up_and_halted_by_name(sandbox: Sandbox) -
         (["halt", "Nowhere"], "unknown instance 'Nowhere'; known: InstanceOne, InstanceTwo"),
         (["ssh", "Nowhere"], "unknown instance 'Nowhere'; known: InstanceOne, InstanceTwo"),
         (["logs", "Nowhere"], "unknown instance 'Nowhere'; known: InstanceOne, InstanceTwo"),
-        (["up", "--provider", "vagrant", "-n", "3"], "list them in lab.yaml"),
+        (["up", "--provider", "vagrant", "-n", "3"], "list the instances in lab.yaml"),
         (["up", "--provider", "local", "--stack", "devstack"], "takes over a whole machine"),
         (["attach"], "the lab is down: run ./setup-env.py up"),
     ],
