@@ -112,8 +112,10 @@ def _link_binding(prefix: Path) -> None:
 def learn(layout: Layout) -> None:
     """Have libvirt ask QEMU what it can, and remember it: that takes nova-compute seconds later on.
 
-    Where it fails, nova-compute will say why.
+    It is done once for an instance. Where it fails, nova-compute will say why.
     """
+    if any((layout.data / "libvirt" / "cache" / "qemu" / "capabilities").glob("*.xml")):
+        return
     code = (
         "import sys, libvirt\n"
         "libvirt.virEventRegisterDefaultImpl()\n"
