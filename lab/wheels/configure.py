@@ -84,10 +84,9 @@ def configure(layout: Layout) -> bool:
         files.write(layout.etc / "namespace.cfg", _render("namespace.cfg", context))
     for name in rendered:
         files.write(layout.etc / name, _render(Path(name).name, context))
-    context["programs"] = programs(layout)
-    context["digests"] = {
-        program.name: _digest(layout, program.files) for program in programs(layout)
-    }
+    every = programs(layout)
+    context["programs"] = every
+    context["digests"] = {program.name: _digest(layout, program.files) for program in every}
     files.write(layout.etc / "supervisord.conf", _render("supervisord.conf", context))
     _home(layout)
     return bool(write(proxy(layout)))

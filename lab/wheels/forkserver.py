@@ -36,9 +36,10 @@ _ENDING = 10
 
 _F_SETSIG = 10
 
+_SERVICES = {one.fork_server: one for services in SERVICES.values() for one in services}
 #: What each kind of fork server imports.
 KINDS: Mapping[str, tuple[str, ...]] = {
-    **{one.fork_server: one.imports for services in SERVICES.values() for one in services},
+    **{kind: service.imports for kind, service in _SERVICES.items()},
     "client": ("openstack.connection", "lab.wheels.client"),
 }
 
@@ -85,12 +86,10 @@ def preload_common() -> None:
 
 def preload(kind: str) -> None:
     """Import all that a service of *kind* needs."""
-    for service in (one for services in SERVICES.values() for one in services):
-        if service.fork_server == kind:
-            os.environ.update(service.switches)
-            if service.patch:
-                importlib.import_module(service.patch).patch(backend="threading")
-            break
+    if service := _SERVICES.get(kind):
+        os.environ.update(service.switches)
+        if service.patch:
+            importlib.import_module(service.patch).patch(backend="threading")
     for module in KINDS[kind]:
         importlib.import_module(module)
     # Relations between tables appear on the models with this. It comes with the first query
@@ -197,7 +196,7 @@ def compile_all() -> None:
     preload_common()
     children = []
     # Of two kinds of one service, the second imports what the first does, too.
-    last = {one.name: one.fork_server for services in SERVICES.values() for one in services}
+    last = {service.name: kind for kind, service in _SERVICES.items()}
     for kind in (*last.values(), "client"):
         child = os.fork()
         if child == 0:

@@ -26,7 +26,6 @@ from lab.parallel import for_each
 from lab.wheels import netns
 from lab.wheels.layout import Layout
 from lab.wheels.ovn import make_emulator
-from lab.wheels.programs import SBIN
 
 #: Debian packages with the hypervisor, its Python binding, and what nova calls for guests' disks.
 PACKAGES = (
@@ -123,7 +122,7 @@ def learn(layout: Layout) -> None:
     )
     subprocess.run(
         [sys.executable, "-c", code, f"qemu:///embed?root={layout.libvirt}"],
-        env={**os.environ, "PATH": f"{layout.emulator}:{SBIN}"},
+        env={**os.environ, "PATH": f"{layout.emulator}:{netns.SBIN}"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

@@ -29,7 +29,9 @@ from lab.errors import LabError
 #: The namespace's end of the way to the host: a port of the bridge ``br-ex``.
 UPLINK = "uplink"
 
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+#: Where servers are that a user's PATH may not have.
+SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
+
 _NAMESPACES = Path("/run/netns")
 _SYSCTL = Path("/proc/sys/net/ipv4/conf")
 # Who needs an interface to forward that did not before: a directory for each such interface.
@@ -171,7 +173,7 @@ def remove(state: Path) -> None:
 
     :raises LabError: when a command fails.
     """
-    if not shutil.which("nft", path=_PATH):
+    if not shutil.which("nft", path=SBIN):
         return
     own = prefix(state)
     tables = re.findall(rf"^table ip ({own}\w+)$", run("nft", "list", "tables"), re.MULTILINE)
@@ -232,7 +234,7 @@ def run(*command: str, text: str = "", environment: Mapping[str, str] | None = N
 
     :raises LabError: when it fails or is missing, with what it says.
     """
-    whole = {**os.environ, "PATH": _PATH, **(environment or {})}
+    whole = {**os.environ, "PATH": SBIN, **(environment or {})}
     try:
         done = subprocess.run(
             command, input=text, env=whole, capture_output=True, text=True, check=False

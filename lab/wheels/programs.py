@@ -11,10 +11,8 @@ from pathlib import Path
 
 from lab.wheels import launch
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.netns import SBIN
 from lab.wheels.services import Service
-
-#: Where servers are that a user's PATH may not have.
-SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,6 @@ _NOVA_WITH_LIBVIRT = replace(
         "nova.virt.libvirt.driver",
         "vif_plug_ovs.ovs",
     ),
-    directories=("data/nova/instances",),
     workers=tuple(
         replace(
             worker,
