@@ -15,7 +15,7 @@ import pytest
 from lab.wheels import database, launch
 from lab.wheels.database import DatabaseError
 from lab.wheels.layout import Layout
-from lab.wheels.spec import ACCOUNTS, Spec
+from tests.unit.lab.specs import spec
 
 MANAGERS = {
     "keystone": "keystone-manage db_sync",
@@ -74,21 +74,7 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     program.chmod(0o755)
     monkeypatch.setattr(database, "executable", lambda _: str(program))
     monkeypatch.setattr(database, "_server", lambda *_: contextlib.nullcontext())
-    spec = Spec(
-        name="InstanceOne",
-        address="127.0.1.1",
-        directory=str(tmp_path / "instance"),
-        shared=str(tmp_path / "shared"),
-        home=str(tmp_path / "home"),
-        peers={},
-        issuers=(),
-        passwords=dict.fromkeys(ACCOUNTS, "secret"),
-        flavors=(),
-        networks=(),
-        image={},
-        token_cache=30,
-    )
-    found = Layout(spec)
+    found = Layout(spec(tmp_path))
     for directory in (found.data, found.log, found.shared / "venv"):
         directory.mkdir(parents=True)
     install(found, "one")

@@ -10,8 +10,9 @@ import pytest
 from lab.wheels.layout import Layout
 from lab.wheels.programs import programs
 from lab.wheels.services import BACKING, SERVICES, Hypervisor, Service, program_names
-from lab.wheels.spec import ACCOUNTS, Spec
+from lab.wheels.spec import ACCOUNTS
 from tests.conftest import ROOT
+from tests.unit.lab.specs import spec
 
 RECORDS = [
     pytest.param(service, id=f"{service.fork_server}")
@@ -21,25 +22,7 @@ RECORDS = [
 
 @pytest.fixture(params=["fake", "libvirt"])
 def layout(tmp_path: Path, request: pytest.FixtureRequest) -> Layout:
-    hypervisor: Hypervisor = request.param
-    return Layout(
-        Spec(
-            name="InstanceOne",
-            address="127.0.1.1",
-            directory=str(tmp_path / "instance"),
-            shared=str(tmp_path / "shared"),
-            home=str(tmp_path / "home"),
-            peers={},
-            issuers=(),
-            passwords=dict.fromkeys(ACCOUNTS, "secret"),
-            flavors=(),
-            networks=(),
-            image={},
-            token_cache=30,
-            hypervisor=hypervisor,
-            public={"gateway": "172.24.1.1/24", "reach_peers": True, "reach_outside": True},
-        )
-    )
+    return Layout(spec(tmp_path, request.param))
 
 
 @pytest.mark.parametrize("what", ["name", "type", "prefix", "port", "program"])
