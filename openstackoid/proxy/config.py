@@ -36,6 +36,7 @@ FILES = (
     "targets.map",
     "forwarders.list",
     "facts.lua",
+    "json.lua",
     "scope.lua",
     "haproxy.cfg",
 )
@@ -51,7 +52,7 @@ _PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 _PREFIX = re.compile(r"/[A-Za-z0-9][A-Za-z0-9_-]*")
 _LOG_TARGET = re.compile(r"(?:stdout|stderr|[A-Za-z0-9_.:/@\[\]-]+)(?: [a-z0-9]+)*")
 _AUTHORITY = ServiceTypes()
-_PROGRAM = Path(__file__).with_name("scope.lua")
+_PROGRAMS = ("json.lua", "scope.lua")
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("openstackoid.proxy"),
     autoescape=False,  # noqa: S701 - HAProxy's files, not HTML; every value is validated instead
@@ -228,6 +229,11 @@ class Proxy:
         return self.directory / "admin.sock"
 
     @property
+    def logins(self) -> Path:
+        """The socket by which the proxy takes logins whose body it has read."""
+        return self.directory / "logins.sock"
+
+    @property
     def source(self) -> str | None:
         """The address from which this proxy calls its peers, who know it by that; None for any."""
         host = _host(self.bind)
@@ -258,8 +264,8 @@ def render(proxy: Proxy) -> dict[str, str]:
         "forwarders": sorted({*(_host(peer.address) for peer in proxy.peers), *proxy.forwarders}),
     }
     return {
-        name: _PROGRAM.read_text()
-        if name == _PROGRAM.name
+        name: Path(__file__).with_name(name).read_text()
+        if name in _PROGRAMS
         else _TEMPLATES.get_template(f"{name}.j2").render(known)
         for name in FILES
     }

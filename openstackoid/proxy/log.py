@@ -33,7 +33,8 @@ class LogLine:
 
     #: When the request began, in local time.
     time: datetime
-    #: The client's address and port.
+    #: The client's address and port; ``unix:`` and a number for a login that the proxy sends on
+    #: after it has read its body.
     client: str
     #: The instance of this proxy.
     frontend: str
@@ -41,7 +42,8 @@ class LogLine:
     #: ``peer_<instance>``, ``issuer_<instance>`` for a question about a token, or the frontend
     #: if the proxy refused the request.
     backend: str
-    #: The server in that backend; ``<NOSRV>`` if none was reached.
+    #: The server in that backend; ``<NOSRV>`` if none was reached; ``<lua.login>`` if the proxy
+    #: read the body of a login, whose result is in the line of the request that it sent on.
     server: str
     #: HTTP method; ``<BADREQ>`` if HAProxy could not parse the request.
     method: str
@@ -73,7 +75,8 @@ class LogLine:
     @property
     def is_refused(self) -> bool:
         """Whether the proxy answered by itself, so that no service or peer saw the request."""
-        return self.backend == self.frontend or self.server == "<NOSRV>"
+        is_ours = self.backend == self.frontend and self.server != "<lua.login>"
+        return is_ours or self.server == "<NOSRV>"
 
     @property
     def is_forwarded(self) -> bool:

@@ -9,15 +9,29 @@
 --   txn.elsewhere why a new server may have no network, escaped for JSON
 -- and rewrites the path and the headers for the service or the peer. If this file fails, txn.route is
 -- missing, and haproxy.cfg refuses the request.
+--
+-- The service "lua.login" takes logins whose body may have a tagged token, as rescoping has. It moves the
+-- tag from the body to X-Scope, and sends the request to this proxy again, by the socket facts.logins.
 
 local facts = require("facts")
+local json = require("json")
 
 -- The headers that may appear only once, as messages and as HAProxy spell them.
 local SINGLE = { "X-Scope", "X-Auth-Token", "X-Subject-Token", "X-Service-Token" }
 local SINGLE_LOWER = { "x-scope", "x-auth-token", "x-subject-token", "x-service-token" }
 -- How many resolved scopes are cached, and the longest key that is cached, in characters.
 local KEPT_AT_MOST, LONGEST_KEPT = 1000, 1000
-local REASONS = { [400] = "Bad Request", [401] = "Unauthorized", [404] = "Not Found" }
+-- The longest body of a login, in bytes. Keystone takes 112 KiB (oslo.middleware's sizelimit.py).
+local LONGEST_LOGIN = 1024 * 1024
+local REASONS = {
+    [400] = "Bad Request", [401] = "Unauthorized", [404] = "Not Found", [413] = "Content Too Large",
+    [503] = "Service Unavailable",
+}
+-- Headers of one connection (RFC 9110, section 7.6.1), and those that a body of another length changes.
+local OF_CONNECTION = {
+    "connection", "content-length", "expect", "keep-alive", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade",
+}
 
 -- keystonemiddleware reads identities from these headers, or writes them for its service
 -- (auth_token/_request.py: user_token, _all_auth_headers, _SYSTEM_SCOPE_HEADER). No client needs one.
@@ -134,6 +148,11 @@ local function canonical(scope)
     return "{" .. table.concat(items, ",") .. "}"
 end
 
+-- The canonical form of a scope, with this issuer.
+local function issued(scope, issuer)
+    return canonical(setmetatable({ identity = issuer }, { __index = scope }))
+end
+
 local function require_trust(issuer)
     if issuer ~= nil and facts.instances[issuer] == "untrusted" then
         refuse(401, facts.name .. " does not accept tokens that " .. issuer .. " issued")
@@ -157,10 +176,15 @@ local function service_at(path)
     return facts.paths[path:match("^/([^/]*)") or ""]
 end
 
+-- The encoded scope in a path, if there is one, and the rest of the path without its first slash.
+local function split(path)
+    return path:match("^/" .. facts.url_prefix .. "/([^/]*)/?(.*)$")
+end
+
 -- Takes the scope out of a path, and finds the service that the path leads to.
 local function read_path(txn)
     local path = txn.f:path()
-    local encoded, rest = path:match("^/" .. facts.url_prefix .. "/([^/]*)/?(.*)$")
+    local encoded, rest = split(path)
     if encoded then
         path = "/" .. rest
         txn.http:req_set_path(path)
@@ -175,10 +199,11 @@ local function read_path(txn)
 end
 
 -- Merges the three carriers of a scope: the resolved scope, its canonical text, whether there is any
--- carrier, and the issuer that the tag names. Requests repeat themselves, so results are cached.
+-- carrier, and the issuer that the tag, which comes from this place, names. Requests repeat themselves,
+-- so results are cached.
 local kept, kept_count = {}, 0
 
-local function understand(txn, header, url, tag)
+local function understand(txn, header, url, tag, place)
     local key = (header or "-") .. "\n" .. (url or "-") .. "\n" .. (tag or "-")
     local known = kept[key]
     if known then
@@ -187,7 +212,7 @@ local function understand(txn, header, url, tag)
     local scopes = {
         header and read(txn, header, "X-Scope") or {},
         url and read(txn, url, "the URL") or {},
-        tag and read(txn, tag, "X-Auth-Token") or {},
+        tag and read(txn, tag, place) or {},
     }
     local scope = {}
     for _, service in ipairs(facts.order) do
@@ -273,27 +298,29 @@ local function route(txn)
     local token = value_of(headers, "x-auth-token")
     local subject, service_token = value_of(headers, "x-subject-token"), value_of(headers, "x-service-token")
 
-    local known = understand(txn, value_of(headers, "x-scope"), url, tag_if_any(token))
-    local about = tag_if_any(subject) and read(txn, tag_of(subject), "X-Subject-Token")
+    local header = value_of(headers, "x-scope")
+    local known = understand(txn, header, url, tag_if_any(token), "X-Auth-Token")
+    local about = is_tagged(subject)
+        and understand(txn, header, url, tag_of(subject), "X-Subject-Token")
     local by = tag_if_any(service_token) and read(txn, tag_of(service_token), "X-Service-Token")
     require_trust(by and by.identity)
-    require_trust(about and about.identity)
+    require_trust(about and about.tag_issuer)
     require_trust(known.tag_issuer)
     require_trust(known.scope.identity)
 
     local scope, carried, text = known.scope, known.carried, known.carried and known.text or "{}"
     local target, here, there = scope[service], "local_", "peer_"
     if service == "identity" then
-        local issuer = about and (about.identity or facts.name)
+        local issuer = about and (about.tag_issuer or facts.name)
         to_keystone(txn, token, scope.identity, subject, issuer)
-        if carried then
-            txn:set_var("txn.mints", true)
-        end
         if about then
             target, there = issuer, "issuer_"
-            text = canonical(setmetatable({ identity = issuer }, { __index = scope }))
+            text = issued(about.scope, issuer)
         end
-        txn:set_var("txn.tag", text)
+        if carried or about then
+            txn:set_var("txn.mints", true)
+            txn:set_var("txn.tag", text)
+        end
     else
         if scope.identity ~= facts.name then
             here = "foreign_"
@@ -315,6 +342,16 @@ local function route(txn)
     txn:set_var("txn.route", backend .. " " .. service .. " " .. text)
 end
 
+-- The answer to a request that is refused: its headers and its body.
+local function refusal(fault)
+    local headers = { ["Content-Type"] = "application/json" }
+    if fault.status == 401 then
+        headers["WWW-Authenticate"] = 'Keystone uri="http://' .. facts.bind .. '"'
+    end
+    return headers, '{"error": {"code": ' .. fault.status .. ', "title": "' .. REASONS[fault.status]
+        .. '", "message": "' .. fault.message .. '"}}'
+end
+
 core.register_action("route", { "http-req" }, function(txn)
     local routed, fault = pcall(route, txn)
     if routed then
@@ -327,11 +364,85 @@ core.register_action("route", { "http-req" }, function(txn)
         txn:set_var("txn.route", "local_" .. service .. " " .. service .. " {}")
     end
     local reply = txn:reply({ status = fault.status, reason = REASONS[fault.status] })
-    reply:add_header("Content-Type", "application/json")
-    if fault.status == 401 then
-        reply:add_header("WWW-Authenticate", 'Keystone uri="http://' .. facts.bind .. '"')
+    local headers, body = refusal(fault)
+    for name, value in pairs(headers) do
+        reply:add_header(name, value)
     end
-    reply:set_body('{"error": {"code": ' .. fault.status .. ', "title": "' .. REASONS[fault.status]
-        .. '", "message": "' .. fault.message .. '"}}')
+    reply:set_body(body)
     txn:done(reply)
+end)
+
+-- The body of a request, which may arrive in chunks.
+local function receive(applet)
+    local parts, size = {}, 0
+    repeat
+        local part = applet:receive(65536) or ""
+        parts[#parts + 1], size = part, size + #part
+        if size > LONGEST_LOGIN then
+            refuse(413, "the body of a login may have " .. LONGEST_LOGIN .. " bytes")
+        end
+    until part == ""
+    return table.concat(parts)
+end
+
+-- Moves the tag of the token with which a user logs in from the body to X-Scope. The issuer of a token is
+-- the only one that can exchange it.
+local function take_tag(applet, headers, body)
+    local encoded, rest = split(applet.path)
+    local token, first, last = json.find_string(body, { "auth", "identity", "token", "id" })
+    if service_at(encoded and "/" .. rest or applet.path) ~= "identity" or not is_tagged(token) then
+        return body
+    end
+    refuse_several(headers)
+    local known = understand(applet, value_of(headers, "x-scope"), encoded and decoded(applet, encoded),
+                             tag_of(token), "the token in the body")
+    local issuer = known.tag_issuer or facts.name
+    require_trust(issuer)
+    headers["x-scope"] = { [0] = issued(known.scope, issuer) }
+    return body:sub(1, first - 1) .. json.quote(bare(token)) .. body:sub(last + 1)
+end
+
+local function login(applet)
+    local headers = applet.headers
+    local body = take_tag(applet, headers, receive(applet))
+    for _, name in ipairs(OF_CONNECTION) do
+        headers[name] = nil
+    end
+    headers["content-length"] = { [0] = tostring(#body) }
+    local query = applet.qs ~= "" and "?" .. applet.qs or ""
+    local answer = core.httpclient():post({
+        url = "http://" .. facts.bind .. applet.path .. query,
+        dst = "unix@" .. facts.logins,
+        headers = headers,
+        body = body,
+    })
+    if answer.status == 0 then
+        refuse(503, "the proxy of " .. facts.name .. " does not answer itself")
+    end
+    return answer
+end
+
+core.register_service("login", "http", function(applet)
+    local done, answer = pcall(login, applet)
+    if done then
+        applet:set_status(answer.status, answer.reason)
+        for name, values in pairs(answer.headers) do
+            for _, value in pairs(values) do
+                applet:add_header(name, value)
+            end
+        end
+        applet:start_response()
+        applet:send(answer.body or "")
+    elseif type(answer) ~= "table" then
+        error(answer, 0)
+    else
+        local headers, body = refusal(answer)
+        applet:set_status(answer.status, REASONS[answer.status])
+        for name, value in pairs(headers) do
+            applet:add_header(name, value)
+        end
+        applet:add_header("Content-Length", tostring(#body))
+        applet:start_response()
+        applet:send(body)
+    end
 end)

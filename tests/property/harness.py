@@ -41,7 +41,9 @@ def wait_until(what: str, condition: Callable[[], bool]) -> None:
 
 
 class _Echo(asyncio.Protocol):
-    """Answers each request with its content; a POST gets a 201 with a token."""
+    """Answers each request with its content; a POST gets a 201 with a token, a question about a
+    token gets the token.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -74,11 +76,19 @@ class _Echo(asyncio.Protocol):
             "body": body.decode("latin-1"),
         }
         text = json.dumps(facts).encode()
-        status = b"201 Created\r\nX-Subject-Token: FRESH" if method == "POST" else b"200 OK"
+        status = "201 Created\r\nX-Subject-Token: FRESH" if method == "POST" else "200 OK"
+        subject = dict(headers).get("x-subject-token")
+        if method in ("GET", "HEAD") and subject is not None:
+            status += f"\r\nX-Subject-Token: {subject}"
         length = str(len(text)).encode()
         sent = b"" if method == "HEAD" else text
         self.transport.write(
-            b"HTTP/1.1 " + status + b"\r\nContent-Length: " + length + b"\r\n\r\n" + sent
+            b"HTTP/1.1 "
+            + status.encode("latin-1")
+            + b"\r\nContent-Length: "
+            + length
+            + b"\r\n\r\n"
+            + sent
         )
 
 

@@ -11,7 +11,7 @@ import binascii
 import json
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MARK = "!SCOPE!"
 TOKENS = ("X-Auth-Token", "X-Subject-Token", "X-Service-Token")
@@ -127,10 +127,9 @@ class _Step:
 
     def route(self) -> _Onward:
         self._clean()
+        self._take_tag_of_login()
         self._refuse_forged()
         if self._is_unscoped():
-            if self._service() == "identity":
-                self._refuse_tagged_login()
             return _Onward(self.here.name, self._service(), self.request, None)
         self._strip_url()
         service = self._service()
@@ -158,9 +157,7 @@ class _Step:
         self._keep_service_token(scopes, target)
         if service == "identity":
             self._strip_tags()
-            if target == self.here.name:
-                self._refuse_tagged_login()
-        minted = _canonical(resolved) if carried and service == "identity" else None
+        minted = self._minted(scopes, resolved) if service == "identity" else None
         return _Onward(target, service, self.request, minted)
 
     def _clean(self) -> None:
@@ -180,11 +177,53 @@ class _Step:
     def _set(self, name: str, value: str | None) -> None:
         self.request = self.request.with_header(name, value)
 
-    def _refuse_tagged_login(self) -> None:
+    def _take_tag_of_login(self) -> None:
+        """The tag of the token in a login's body becomes the scope, unless the request has one."""
         path = self.request.path.partition("?")[0].removesuffix("/")
-        is_login = self.request.method == "POST" and path.endswith("/auth/tokens")
-        if is_login and MARK in self.request.body:
-            raise _Fault(501, "a token in the body of a login must come without its")
+        if self.request.method != "POST" or not path.endswith("/auth/tokens"):
+            return
+        element = path.split("/")[3 if path.startswith("/scope/") else 1]
+        if self._prefixes().get(element) != "identity":
+            return
+        try:
+            body = json.loads(self.request.body)
+            token = body["auth"]["identity"]["token"]
+            identifier = token["id"]
+        except (ValueError, KeyError, TypeError):
+            return
+        if not isinstance(identifier, str) or not _is_tagged(identifier):
+            return
+        identifier = identifier.encode("utf-8", "surrogatepass").decode("latin-1")
+        self._refuse_several()
+        scopes = {}
+        carriers = {"X-Scope": self.request.value("X-Scope"), "the URL": self._text_in_url()}
+        for place, text in (carriers | {"the token in the body": _tag(identifier)}).items():
+            if text is not None:
+                scopes[place] = self._read(text, place)
+        issuer = scopes["the token in the body"].get("identity", self.here.name)
+        self._trust(issuer)
+        resolved = dict.fromkeys(self.here.services, self.here.name)
+        for place in ("the token in the body", "the URL", "X-Scope"):
+            resolved |= scopes.get(place, {})
+        token["id"] = _bare(identifier)
+        self._set("X-Scope", _canonical(resolved | {"identity": issuer}))
+        self.request = replace(self.request, body=json.dumps(body))
+
+    def _text_in_url(self) -> str | None:
+        path = self.request.path.partition("?")[0]
+        return _decode(path.split("/")[2]) if path.startswith("/scope/") else None
+
+    def _minted(
+        self, scopes: Mapping[str, Mapping[str, str]], resolved: Mapping[str, str]
+    ) -> str | None:
+        """The tag of the token in the answer."""
+        if "X-Subject-Token" in scopes:
+            told = dict.fromkeys(self.here.services, self.here.name)
+            for place in ("X-Subject-Token", "the URL", "X-Scope"):
+                told |= scopes.get(place, {})
+            return _canonical(told | {"identity": resolved["identity"]})
+        is_scoped = {"X-Scope", "the URL", "X-Auth-Token"} & scopes.keys()
+        return _canonical(resolved) if is_scoped else None
 
     def _is_unscoped(self) -> bool:
         return (
@@ -229,8 +268,7 @@ class _Step:
         for name in TOKENS:
             value = self.request.value(name)
             if value is not None and _is_tagged(value):
-                token, _, text = value.partition(MARK)
-                texts[name] = "" if "!" in token else text
+                texts[name] = _tag(value)
         return texts
 
     def _read(self, text: str, place: str) -> dict[str, str]:
@@ -297,6 +335,11 @@ def _wants_no_network(body: str) -> bool:
 
 def _is_tagged(value: str) -> bool:
     return MARK in value
+
+
+def _tag(value: str) -> str:
+    token, _, text = value.partition(MARK)
+    return "" if "!" in token else text
 
 
 def _bare(value: str | None) -> str:

@@ -133,11 +133,144 @@ def test_a_login_without_a_scope_gives_a_plain_token(one: Client) -> None:
     assert one.send("POST", TOKENS, body="{}").headers["x-subject-token"] == "FRESH"
 
 
-def test_a_login_with_a_tagged_token_in_its_body_says_what_to_do(one: Client) -> None:
-    body = json.dumps({"auth": {"identity": {"token": {"id": resolved().tag("T")}}}})
+def rescoping(token: str, *more: str) -> str:
+    """The body of a login with *token*, and *more* members."""
+    members = [f'"token" : {{"x": [{{}}, "]"], "id":{json.dumps(token)}}}', *more]
+    return f' {{"auth": {{"identity": {{"methods": ["token"], {", ".join(members)}}} }} }}'
+
+
+def test_the_tag_of_a_token_in_a_login_moves_to_the_new_token(one: Client) -> None:
+    token = resolved(image=TWO).tag("T")
+    answer = one.send("POST", f"{TOKENS}?nocatalog", body=rescoping(token))
+    assert answer.status == 201
+    assert answer.headers["x-subject-token"] == resolved(image=TWO).tag("FRESH")
+    facts = answer.json()
+    assert (facts["service"], facts["path"]) == (f"{ONE} identity", f"{TOKENS}?nocatalog")
+    assert facts["body"] == rescoping("T")
+
+
+def test_the_scope_of_a_login_overrides_the_tag_of_the_token_in_it(one: Client) -> None:
+    body = rescoping(resolved(image=TWO, network=TWO).tag("T"))
+    url = f"/{Scope({'image': ONE}).url_segment()}{TOKENS}"
+    answer = one.send("POST", url, (("X-Scope", '{"compute": "InstanceTwo"}'),), body)
+    expected = resolved(compute=TWO, network=TWO)
+    assert answer.headers["x-subject-token"] == expected.tag("FRESH")
+
+
+def test_the_issuer_of_a_token_exchanges_it_whatever_the_scope_says(one: Client) -> None:
+    body = rescoping(resolved(identity=TWO, image=TWO).tag("T"))
+    url = f"/{Scope({'identity': ONE}).url_segment()}{TOKENS}"
+    answer = one.send("POST", url, body=body)
+    assert answer.json()["service"] == f"{TWO} identity"
+    assert answer.json()["body"] == rescoping("T")
+    assert answer.headers["x-subject-token"] == resolved(identity=TWO, image=TWO).tag("FRESH")
+
+
+def test_a_login_with_the_token_of_an_untrusted_issuer_is_refused(one: Client) -> None:
+    answer = one.send("POST", TOKENS, body=rescoping(resolved(identity="Three").tag("T")))
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"].startswith("Keystone uri=")
+    assert answer.json()["error"]["message"] == (
+        "InstanceOne does not accept tokens that Three issued"
+    )
+
+
+def test_a_malformed_tag_in_a_login_is_named(one: Client) -> None:
+    answer = one.send("POST", TOKENS, body=rescoping("T!SCOPE!{image}"))
+    assert answer.status == 400
+    message = answer.json()["error"]["message"]
+    assert message.startswith("malformed scope '{image}' in the token in the body")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '"T\\u0021SCOPE\\u0021{\\"image\\":\\"InstanceTwo\\"}"',
+        '"T!SCOPE!{\\u0022image\\u0022:\\u0022InstanceTwo\\u0022}"',
+        '"\\u0054!SCOPE!{\\"image\\":\\"InstanceTwo\\"}"',
+    ],
+)
+def test_a_token_in_a_login_may_have_escapes(one: Client, written: str) -> None:
+    body = f'{{"\\u0061uth":{{"identity":{{"token":{{"id":{written}}}}}}}}}'
     answer = one.send("POST", TOKENS, body=body)
-    assert answer.status == 501
-    assert "cut the tag off" in answer.json()["error"]["message"]
+    assert answer.headers["x-subject-token"] == resolved(image=TWO).tag("FRESH")
+    assert json.loads(answer.json()["body"]) == {"auth": {"identity": {"token": {"id": "T"}}}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"auth": {"identity": {"token": {"id": "T!SCOPE!{}"}',
+        '{"auth": "T!SCOPE!{}"',
+        '{"auth": {"identity": {"password": {"user": {"password": "T!SCOPE!{}"}}}}}',
+        '{"auth": {"identity": {"token": ["T!SCOPE!{}"]}}}',
+        '"T!SCOPE!{}',
+        "T!SCOPE!{}",
+        "[" * 5000 + "T!SCOPE!{}",
+        '{"auth": {"identity": {"token": {"id": "T!SCOPE!{\\',
+    ],
+)
+def test_a_login_without_a_tagged_token_at_its_place_reaches_keystone_as_it_is(
+    one: Client, body: str
+) -> None:
+    answer = one.send("POST", TOKENS, body=body)
+    assert answer.status == 201
+    assert answer.json()["body"] == body
+    assert answer.headers["x-subject-token"] == "FRESH"
+
+
+def test_a_login_of_almost_a_mebibyte_is_read_and_a_larger_one_refused(one: Client) -> None:
+    token = resolved(image=TWO).tag("T")
+    answer = one.send("POST", TOKENS, body=rescoping(token, f'"filling": "{"x" * 1_000_000}"'))
+    assert answer.headers["x-subject-token"] == resolved(image=TWO).tag("FRESH")
+    assert len(answer.json()["body"]) > 1_000_000
+    one.close()
+    refused = one.send("POST", TOKENS, body=rescoping(token, f'"filling": "{"x" * 2**20}"'))
+    one.close()
+    assert refused.status == 413
+    assert refused.json()["error"]["message"] == "the body of a login may have 1048576 bytes"
+
+
+def test_a_tag_behind_the_first_buffer_of_a_login_is_found(one: Client) -> None:
+    filling = " " * 100_000
+    answer = one.send("POST", TOKENS, body=filling + rescoping(resolved(image=TWO).tag("T")))
+    assert answer.headers["x-subject-token"] == resolved(image=TWO).tag("FRESH")
+
+
+def test_a_login_in_chunks_is_read(one: Client) -> None:
+    body = rescoping(resolved(image=TWO).tag("T")).encode()
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:70], body[70:]))
+    head = f"POST {TOKENS} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    answer = one.send_raw(head + chunks + b"0\r\n\r\n", "POST")
+    assert answer.headers["x-subject-token"] == resolved(image=TWO).tag("FRESH")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_an_answer_about_a_token_has_its_tag(one: Client, method: str) -> None:
+    token = resolved(image=TWO).tag("T")
+    answer = one.send(method, TOKENS, (("X-Auth-Token", token), ("X-Subject-Token", token)))
+    assert answer.headers["x-subject-token"] == token
+
+
+def test_an_answer_about_a_plain_token_at_a_scoped_url_has_the_scope_of_the_url(
+    one: Client,
+) -> None:
+    headers = (("X-Auth-Token", "T"), ("X-Subject-Token", "T"))
+    url = f"/{Scope({'image': TWO}).url_segment()}{TOKENS}"
+    answer = one.send("GET", url, headers)
+    assert answer.headers["x-subject-token"] == resolved(image=TWO).tag("T")
+
+
+def test_an_answer_about_a_token_does_not_have_the_tag_of_who_asks(one: Client) -> None:
+    about = resolved(image=TWO).tag("T")
+    headers = (("X-Auth-Token", resolved(compute=TWO).tag("A")), ("X-Subject-Token", about))
+    assert one.send("GET", TOKENS, headers).headers["x-subject-token"] == about
+
+
+def test_a_token_of_another_instance_stays_that_of_its_issuer(federation: Federation) -> None:
+    about = resolved(image=TWO).tag("T")
+    headers = (("X-Auth-Token", "glance-of-two"), ("X-Subject-Token", about))
+    assert federation.clients[TWO].send("GET", TOKENS, headers).headers["x-subject-token"] == about
 
 
 def test_a_tagged_token_reaches_the_service_of_the_scope_as_it_is(one: Client) -> None:

@@ -34,6 +34,14 @@ BODIES = [
     '{"server": {"networks": [{"uuid": "none"}]}}',
     '{"server": {"name": "networks", "networks": "none"}}',
 ]
+
+
+def rescoping(token: str) -> str:
+    """The body of a login with *token*."""
+    identity = {"methods": ["token"], "token": {"id": token}}
+    return json.dumps({"auth": {"identity": identity, "scope": {"project": {"id": "p"}}}})
+
+
 #: Text that a hostile client may put anywhere.
 POISON = st.sampled_from(
     [
@@ -148,7 +156,7 @@ def requests(draw: st.DrawFn) -> Request:
     if draw(st.integers(0, 19)) == 0:
         headers.append(("Authorization", f"Bearer {draw(tokens)}"))
     method = draw(st.sampled_from(["GET", "GET", "POST", "HEAD", "DELETE"]))
-    body = draw(st.sampled_from(BODIES)) if method == "POST" else ""
+    body = draw(st.sampled_from(BODIES) | tokens.map(rescoping)) if method == "POST" else ""
     return Request(method, path, tuple(headers), body)
 
 
@@ -177,10 +185,13 @@ def assert_is(expected: Refused | Served, answer: Answer, request: Request) -> N
         wanted.append(("host", "cloud.example"))
         got = [(name, value) for name, value in facts["headers"]]
         assert interesting(got) == interesting(wanted)
-        assert facts["body"] == request.body
-    if request.method == "POST":
+        assert facts["body"] == expected.request.body
+    token = "FRESH" if request.method == "POST" else expected.request.value("X-Subject-Token")
+    if request.method == "DELETE" or token is None:
+        assert "x-subject-token" not in answer.headers
+    else:
         tag = f"{MARK}{expected.minted}" if expected.minted else ""
-        assert answer.headers["x-subject-token"] == f"FRESH{tag}"
+        assert answer.headers["x-subject-token"] == f"{token}{tag}"
 
 
 @settings(

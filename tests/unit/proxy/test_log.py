@@ -24,6 +24,16 @@ def test_a_line_is_a_request_with_its_scope() -> None:
     assert dict(line.scope) == {"compute": "InstanceOne", "image": "InstanceTwo"}
 
 
+def test_a_login_whose_body_the_proxy_reads_is_not_refused() -> None:
+    ours = "InstanceOne InstanceOne/<NOSRV>"
+    refused = parse_log_line(LINE.replace("InstanceOne peer_InstanceTwo/InstanceTwo", ours))
+    read = parse_log_line(
+        LINE.replace("InstanceOne peer_InstanceTwo/InstanceTwo", ours.replace("NOSRV", "lua.login"))
+    )
+    assert refused and refused.is_refused
+    assert read and not read.is_refused
+
+
 def test_the_line_of_a_refused_request_may_have_an_invalid_instance_name() -> None:
     line = parse_log_line(LINE.replace('"InstanceTwo"}', '"no such/instance"}'))
     assert line
