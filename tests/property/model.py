@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 MARK = "!SCOPE!"
 TOKENS = ("X-Auth-Token", "X-Subject-Token", "X-Service-Token")
 OURS = ("X-Scope", *TOKENS)
+#: Where a login may have a token in its body.
+LOGINS = ("/auth/tokens", "/auth/OS-FEDERATION/saml2", "/auth/OS-FEDERATION/saml2/ecp")
 BASE64URL = set(string.ascii_letters + string.digits + "-_")
 CULPRIT_SHOWN = 200
 #: Headers that only keystonemiddleware may write, or from which it would read a hidden token.
@@ -180,7 +182,7 @@ class _Step:
     def _take_tag_of_login(self) -> None:
         """The tag of the token in a login's body becomes the scope, unless the request has one."""
         path = self.request.path.partition("?")[0].removesuffix("/")
-        if self.request.method != "POST" or not path.endswith("/auth/tokens"):
+        if self.request.method != "POST" or not path.endswith(LOGINS):
             return
         element = path.split("/")[3 if path.startswith("/scope/") else 1]
         if self._prefixes().get(element) != "identity":

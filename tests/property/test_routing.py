@@ -118,7 +118,19 @@ paths = st.tuples(
     st.sampled_from(
         [*PREFIXES.values()] * 3 + ["/identity/v3/auth/tokens"] * 6 + ["/compute/v2.1/servers"] * 3
     ),
-    st.sampled_from(["", "", "/", "/v2/things", "/v3/auth/tokens", "?a=b/c", "/%0d%0a", "//x"]),
+    st.sampled_from(
+        [
+            "",
+            "",
+            "/",
+            "/v2/things",
+            "/v3/auth/tokens",
+            "/v3/auth/OS-FEDERATION/saml2/ecp",
+            "?a=b/c",
+            "/%0d%0a",
+            "//x",
+        ]
+    ),
 ).map("".join) | st.sampled_from(
     ["/", "//image", "/imagex", "/scope", "/scope/", "/scope/e30", "/SCOPE/e30/image", "/*"]
 )
