@@ -19,6 +19,8 @@ local json = require("json")
 -- The headers that may appear only once, as messages and as HAProxy spell them.
 local SINGLE = { "X-Scope", "X-Auth-Token", "X-Subject-Token", "X-Service-Token" }
 local SINGLE_LOWER = { "x-scope", "x-auth-token", "x-subject-token", "x-service-token" }
+-- The mark in a header that a client has percent-encoded.
+local ENCODED_MARK = facts.mark:gsub("!", "%%21")
 -- How many resolved scopes are cached, and the longest key that is cached, in characters.
 local KEPT_AT_MOST, LONGEST_KEPT = 1000, 1000
 -- The longest body of a login, in bytes. Keystone takes 112 KiB (oslo.middleware's sizelimit.py).
@@ -67,6 +69,21 @@ end
 
 local function is_tagged(token)
     return token ~= nil and token:find(facts.mark, 1, true) ~= nil
+end
+
+-- A token with its tag as it was issued. glanceclient percent-encodes X-Auth-Token and X-Service-Token
+-- (common/http.py: encode_headers); a token itself has nothing to encode. A tag that does not decode stays
+-- as it is, and is not a valid scope.
+local function plain(txn, token)
+    if token == nil or is_tagged(token) then
+        return token
+    end
+    local first, last = token:find(ENCODED_MARK, 1, true)
+    if first == nil then
+        return token
+    end
+    local tag = token:sub(last + 1)
+    return token:sub(1, first - 1) .. facts.mark .. (txn.c:url_dec(tag) or tag)
 end
 
 -- A token without its tag.
@@ -295,8 +312,9 @@ local function route(txn)
     refuse_headers(headers)
     local service, path, url = read_path(txn)
     refuse_several(headers)
-    local token = value_of(headers, "x-auth-token")
-    local subject, service_token = value_of(headers, "x-subject-token"), value_of(headers, "x-service-token")
+    local token = plain(txn, value_of(headers, "x-auth-token"))
+    local subject = value_of(headers, "x-subject-token")
+    local service_token = plain(txn, value_of(headers, "x-service-token"))
 
     local header = value_of(headers, "x-scope")
     local known = understand(txn, header, url, tag_if_any(token), "X-Auth-Token")

@@ -9,11 +9,16 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import string
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 MARK = "!SCOPE!"
+#: The mark of a client that percent-encodes its headers, and the headers in which it counts.
+ENCODED_MARK = "%21SCOPE%21"
+ENCODED = ("X-Auth-Token", "X-Service-Token")
 TOKENS = ("X-Auth-Token", "X-Subject-Token", "X-Service-Token")
 OURS = ("X-Scope", *TOKENS)
 #: Where a login may have a token in its body.
@@ -136,6 +141,7 @@ class _Step:
         self._strip_url()
         service = self._service()
         self._refuse_several()
+        self._decode_tags()
         texts = self._texts()
         scopes = {place: self._read(text, place) for place, text in texts.items()}
         for place in TOKENS[::-1]:
@@ -232,6 +238,9 @@ class _Step:
             self._first_element() in self._prefixes()
             and not self.request.values("X-Scope")
             and not any(_is_tagged(value) for name in TOKENS for value in self.request.values(name))
+            and not any(
+                ENCODED_MARK in value for name in ENCODED for value in self.request.values(name)
+            )
             and all(len(self.request.values(name)) <= 1 for name in TOKENS)
         )
 
@@ -259,6 +268,12 @@ class _Step:
         for name in OURS:
             if len(self.request.values(name)) > 1:
                 raise _Fault(400, f"several {name} headers")
+
+    def _decode_tags(self) -> None:
+        for name in ENCODED:
+            value = self.request.value(name)
+            if value is not None and _plain(value) != value:
+                self._set(name, _plain(value))
 
     def _texts(self) -> dict[str, str]:
         texts = {}
@@ -337,6 +352,15 @@ def _wants_no_network(body: str) -> bool:
 
 def _is_tagged(value: str) -> bool:
     return MARK in value
+
+
+def _plain(value: str) -> str:
+    """A token whose tag is not percent-encoded; a tag with an invalid encoding stays as it is."""
+    token, mark, tag = value.partition(ENCODED_MARK)
+    if not mark or MARK in value:
+        return value
+    valid = re.fullmatch("(?:[^%]|%[0-9A-Fa-f]{2})*", tag, re.DOTALL)
+    return token + MARK + (urllib.parse.unquote(tag, "latin-1") if valid else tag)
 
 
 def _tag(value: str) -> str:

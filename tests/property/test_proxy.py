@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +280,17 @@ def test_a_tagged_token_reaches_the_service_of_the_scope_as_it_is(one: Client) -
     assert service == f"{TWO} image"
     assert headers["x-auth-token"] == token
     assert headers["host"] == "cloud.example"
+
+
+def test_a_tag_may_be_percent_encoded(one: Client) -> None:
+    token = resolved(image=TWO).tag("gAA-_=")
+    quoted = urllib.parse.quote(token, safe="=+/")
+    service, headers = seen(one.send("GET", "/image/v2/images", (("X-Auth-Token", quoted),)))
+    assert service == f"{TWO} image"
+    assert headers["x-auth-token"] == token
+    smuggled = quoted.replace("gAA", "%0d%0aX-Evil:%20")
+    _, headers = seen(one.send("GET", "/image/v2/images", (("X-Auth-Token", smuggled),)))
+    assert "x-evil" not in headers
 
 
 def test_a_header_overrides_the_url_and_the_url_overrides_the_tag(one: Client) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import urllib.parse
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -107,12 +108,24 @@ def in_url(text: str) -> str:
 
 
 bare = st.sampled_from(["gAAAAABtoken", "t", "a-b_c="])
+
+
+def percent_encoded(parts: tuple[str, str]) -> str:
+    """A tagged token as glanceclient sends it."""
+    return urllib.parse.quote(MARK.join(parts), safe="=+/", encoding="latin-1")
+
+
 tokens = st.one_of(
     bare,
+    st.tuples(bare, scopes).map(percent_encoded),
     st.tuples(bare, scopes.map(in_header)).map(MARK.join),
     st.tuples(bare, all_good).map(MARK.join),
     st.tuples(bare, known).map(MARK.join),
     st.sampled_from(["", "!", MARK, "t!SCOPE", "t!scope!{}", f"a!b{MARK}{{}}", f"{MARK}{{}}"]),
+    st.sampled_from(["t%21SCOPE%21{%zz}", "a!b%21SCOPE%21{}", "t%21SCOPE", "t%2521SCOPE%2521{}"]),
+    st.sampled_from(
+        [f"t%21SCOPE%21{{{MARK}}}", "a%0d%0ab%21SCOPE%21%7B%7D", "tSCOPE", "%21SCOPE%21"]
+    ),
 )
 paths = st.tuples(
     st.sampled_from(
