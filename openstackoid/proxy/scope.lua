@@ -10,6 +10,8 @@
 -- and rewrites the path and the headers for the service or the peer. If this file fails, txn.route is
 -- missing, and haproxy.cfg refuses the request.
 --
+-- The service "lua.instances" answers GET /scope: what this proxy knows.
+--
 -- The service "lua.login" takes logins whose body may have a tagged token, as rescoping has. It moves the
 -- tag from the body to X-Scope, and sends the request to this proxy again, by the socket facts.logins.
 
@@ -420,16 +422,10 @@ local function take_tag(applet, headers, body)
     return body:sub(1, first - 1) .. json.quote(bare(token)) .. body:sub(last + 1)
 end
 
-local function login(applet)
-    local headers = applet.headers
-    local body = take_tag(applet, headers, receive(applet))
-    for _, name in ipairs(OF_CONNECTION) do
-        headers[name] = nil
-    end
-    headers["content-length"] = { [0] = tostring(#body) }
-    local query = applet.qs ~= "" and "?" .. applet.qs or ""
-    local answer = core.httpclient():post({
-        url = "http://" .. facts.bind .. applet.path .. query,
+-- Sends a request to this proxy.
+local function send_again(method, path, headers, body)
+    local answer = core.httpclient()[method](core.httpclient(), {
+        url = "http://" .. facts.bind .. path,
         dst = "unix@" .. facts.logins,
         headers = headers,
         body = body,
@@ -440,27 +436,74 @@ local function login(applet)
     return answer
 end
 
-core.register_service("login", "http", function(applet)
-    local done, answer = pcall(login, applet)
-    if done then
-        applet:set_status(answer.status, answer.reason)
-        for name, values in pairs(answer.headers) do
-            for _, value in pairs(values) do
-                applet:add_header(name, value)
-            end
-        end
-        applet:start_response()
-        applet:send(answer.body or "")
-    elseif type(answer) ~= "table" then
-        error(answer, 0)
-    else
-        local headers, body = refusal(answer)
-        applet:set_status(answer.status, REASONS[answer.status])
-        for name, value in pairs(headers) do
-            applet:add_header(name, value)
-        end
-        applet:add_header("Content-Length", tostring(#body))
-        applet:start_response()
-        applet:send(body)
+local function login(applet)
+    local headers = applet.headers
+    local body = take_tag(applet, headers, receive(applet))
+    for _, name in ipairs(OF_CONNECTION) do
+        headers[name] = nil
     end
-end)
+    headers["content-length"] = { [0] = tostring(#body) }
+    local query = applet.qs ~= "" and "?" .. applet.qs or ""
+    return send_again("post", applet.path .. query, headers, body)
+end
+
+-- What this proxy knows, for whoever has a valid token: the answer of keystone decides.
+local function tell(applet)
+    local token = applet.headers["x-auth-token"]
+    if token == nil then
+        refuse(401, "The request you have made requires authentication.")
+    end
+    local answer = send_again("get", "/" .. facts.identity .. "/v3/auth/tokens?nocatalog",
+                              { ["x-auth-token"] = token, ["x-subject-token"] = token })
+    if answer.status ~= 200 then
+        return answer
+    end
+    local instances = {}
+    for _, name in ipairs(facts.names) do
+        local state = "up"
+        if name ~= facts.name then
+            state = core.backends["peer_" .. name].servers[name]:get_stats().status == "DOWN" and "down" or "up"
+        end
+        instances[#instances + 1] = '{"name": "' .. name .. '", "state": "' .. state .. '", "trusted": '
+            .. tostring(facts.instances[name] ~= "untrusted") .. "}"
+    end
+    local body = '{"instance": "' .. facts.name .. '", "services": ["' .. table.concat(facts.order, '", "')
+        .. '"], "instances": [' .. table.concat(instances, ", ") .. "]}"
+    return {
+        status = 200, reason = "OK", body = body,
+        headers = {
+            ["content-type"] = { [0] = "application/json" }, ["content-length"] = { [0] = tostring(#body) },
+        },
+    }
+end
+
+-- Registers a service that answers with what the function returns, or with its refusal.
+local function register(name, serve)
+    core.register_service(name, "http", function(applet)
+        local done, answer = pcall(serve, applet)
+        if done then
+            applet:set_status(answer.status, answer.reason)
+            for header, values in pairs(answer.headers) do
+                for _, value in pairs(values) do
+                    applet:add_header(header, value)
+                end
+            end
+            applet:start_response()
+            applet:send(answer.body or "")
+        elseif type(answer) ~= "table" then
+            error(answer, 0)
+        else
+            local headers, body = refusal(answer)
+            applet:set_status(answer.status, REASONS[answer.status])
+            for header, value in pairs(headers) do
+                applet:add_header(header, value)
+            end
+            applet:add_header("Content-Length", tostring(#body))
+            applet:start_response()
+            applet:send(body)
+        end
+    end)
+end
+
+register("login", login)
+register("instances", tell)

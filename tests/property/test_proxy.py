@@ -637,3 +637,34 @@ def test_unchanged_files_are_not_written_again(lonely: tuple[Proxy, EchoServices
         "canonical-tags.map",
         "forwarders.list",
     }
+
+
+def test_a_proxy_tells_what_it_knows_to_whoever_has_a_valid_token(one: Client) -> None:
+    answer = one.send("GET", "/scope", (("X-Auth-Token", "T"),))
+    assert answer.status == 200
+    assert answer.json() == {
+        "instance": ONE,
+        "services": ["compute", "identity", "image", "network", "placement"],
+        "instances": [
+            {"name": ONE, "state": "up", "trusted": True},
+            {"name": TWO, "state": "up", "trusted": True},
+            {"name": "Three", "state": "up", "trusted": False},
+            {"name": "Away", "state": "down", "trusted": True},
+        ],
+    }
+
+
+def test_a_proxy_tells_nothing_without_a_token(one: Client) -> None:
+    answer = one.send("GET", "/scope")
+    assert answer.status == 401
+    assert TWO not in answer.body.decode()
+
+
+def test_a_proxy_tells_nothing_to_the_token_of_an_untrusted_issuer(one: Client) -> None:
+    answer = one.send("GET", "/scope", (("X-Auth-Token", resolved(identity="Three").tag("T")),))
+    assert answer.status == 401
+
+
+def test_the_issuer_decides_whether_a_token_is_valid(one: Client) -> None:
+    answer = one.send("GET", "/scope", (("X-Auth-Token", resolved(identity="Away").tag("T")),))
+    assert answer.status == 503
