@@ -13,16 +13,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, ClassVar, NoReturn
+from urllib.parse import urlsplit
 
 from autopage.argparse import AutoPageArgumentParser
 from keystoneauth1.loading import get_plugin_options
 from openstack.config.cloud_region import CloudRegion
 from osc_lib.api import auth
 from osc_lib.cli.client_config import OSC_Config
+from osc_lib.shell import prompt_for_password
 
-from openstackoid.scope import Scope, ScopeError, scoped_auth_url
+from openstackoid.scope import (
+    URL_PREFIX,
+    Scope,
+    ScopeError,
+    instance_name,
+    is_expression,
+    parse_pairs,
+    quoted,
+    scoped_auth_url,
+)
 
 API_NAME = "openstackoid"
 API_VERSION_OPTION = "os_openstackoid_api_version"
@@ -33,7 +46,9 @@ ENVIRONMENT = "OS_SCOPE"
 HELP = (
     "Which instance provides which service for this command, as JSON or in shorthand: "
     """--scope '{"image":"InstanceTwo"}' or --scope image=InstanceTwo,network=InstanceTwo. """
-    "The home instance provides the services that are left out. The option may appear anywhere and "
+    "The home instance provides the services that are left out. "
+    "image='InstanceOne & InstanceTwo' means both, 'InstanceOne | InstanceTwo' the first that "
+    "works, and image=* every instance. The option may appear anywhere and "
     "repeatedly; for each service, the last one wins "
     "(Env: OS_SCOPE for all services, OS_SCOPE_<SERVICE> for one: OS_SCOPE_IMAGE=InstanceTwo)"
 )
@@ -42,6 +57,9 @@ HELP = (
 _OWNERS = [("tsigkey", verb) for verb in ("create", "list", "set")]
 #: Commands that make no request, and have to work even if the scope is wrong.
 _OFFLINE = ("help", "complete")
+#: Settings with which openstacksdk asks an unavailable service again for ten seconds
+#: (openstack/config/defaults.json). The results of other instances do not wait for that.
+_RETRIES = ("image_status_code_retries", "baremetal_status_code_retries")
 _DEST = "openstackoid_scopes"
 
 
@@ -54,8 +72,8 @@ def build_option_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     return ScopeParser(parser)
 
 
-def environment_scope(environ: Mapping[str, str]) -> Scope:
-    """The scope in *environ*; ``OS_SCOPE_<SERVICE>`` overrides ``OS_SCOPE``.
+def environment_scope(environ: Mapping[str, str]) -> dict[str, str]:
+    """The scope in *environ*, perhaps with expressions; ``OS_SCOPE_<SERVICE>`` beats ``OS_SCOPE``.
 
     :raises ScopeError: naming the variable that is wrong.
     """
@@ -73,7 +91,7 @@ def environment_scope(environ: Mapping[str, str]) -> Scope:
                     f"{services[service]} and {instance}"
                 )
             services[service], said_by[service] = instance, variable
-    return scope.merged(services)
+    return {**scope, **services}
 
 
 class _ScopeOption(argparse.Action):
@@ -92,19 +110,44 @@ class _ScopeOption(argparse.Action):
 class ScopeParser(AutoPageArgumentParser):
     """The global options of ``openstack``, completed according to the scope."""
 
+    #: The scope of a fork that runs a command for one plain scope of an expression.
+    forced: ClassVar[Scope | None] = None
+
     def __init__(self, known: argparse.ArgumentParser) -> None:
         super().__init__(
             prog=known.prog, description=known.description, add_help=False, parents=[known]
         )
-        self._scope_option = self.add_argument(
-            "--scope",
-            "--os-scope",
-            metavar="<scope>",
-            dest=_DEST,
-            action=_ScopeOption,
-            default=[],
-            help=HELP,
-        )
+        self._own_options = [
+            self.add_argument(
+                "--scope",
+                "--os-scope",
+                metavar="<scope>",
+                dest=_DEST,
+                action=_ScopeOption,
+                default=[],
+                help=HELP,
+            ),
+            self.add_argument(
+                "--scope-timeout",
+                metavar="<seconds>",
+                dest="openstackoid_timeout",
+                type=_seconds,
+                default=30.0,
+                help="How long a scope with an expression waits for each instance (default: 30)",
+            ),
+            self.add_argument(
+                "--scope-cleanup",
+                dest="openstackoid_cleanup",
+                action="store_true",
+                help="Remove a server that ends in ERROR before the next instance of '|' is tried",
+            ),
+            self.add_argument(
+                "--scope-ask",
+                dest="openstackoid_ask",
+                action="store_true",
+                help="On a terminal, show where a scope with an expression leads, and ask first",
+            ),
+        ]
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -116,28 +159,84 @@ class ScopeParser(AutoPageArgumentParser):
         options, remainder = super().parse_known_args(args, namespace)
         # Everything left in the options becomes a key of the cloud's configuration.
         given: list[tuple[str, str]] = vars(options).pop(_DEST)
+        timeout, cleanup, ask = (
+            vars(options).pop(f"openstackoid_{name}") for name in ("timeout", "cleanup", "ask")
+        )
         environ = _take_environment()
         if options.deferred_help or (remainder and remainder[0] in _OFFLINE):
             return options, remainder
         try:
             scope, foreign = _command_line_scope(given, keep_foreign=_has_own_scope(remainder))
             remainder[2:2] = foreign
-            scope = environment_scope(environ).merged(scope)
-            if scope:
-                self._apply(scope, options)
+            scope = {**environment_scope(environ), **scope}
+            if self.forced is not None:
+                for name in _RETRIES:
+                    setattr(options, name, 0)
+                self._apply(self.forced, options)
+            elif any(map(is_expression, scope.values())):
+                if not remainder:
+                    raise ScopeError("a scope with an expression needs a command")
+                argv = sys.argv[1:] if args is None else args
+                self._fan_out(scope, options, argv, timeout=timeout, cleanup=cleanup, ask=ask)
+            elif scope:
+                self._apply(Scope(scope), options)
         except ScopeError as error:
             self.exit(2, f"{self.prog}: error: {error}\n")
         return options, remainder
 
+    def _fan_out(
+        self,
+        scope: Mapping[str, str],
+        options: argparse.Namespace,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        cleanup: bool,
+        ask: bool,
+    ) -> NoReturn:
+        """Run the command for each plain scope of *scope*, and end."""
+        from openstackoid import expression, fanout  # noqa: PLC0415 - only expressions need them
+
+        def force(plain: Scope) -> None:
+            ScopeParser.forced = plain
+
+        self._ask_for_password(options)
+        has_any = any(expression.ANY in value for value in scope.values())
+        plan = expression.expand(scope, self._known_instances(options) if has_any else [])
+        if ask and sys.stdin.isatty() and not fanout.confirm(plan):
+            self.exit(1)
+        self.exit(fanout.run(plan, argv, fanout.Options(timeout, cleanup), force))
+
+    def _ask_for_password(self, options: argparse.Namespace) -> None:
+        """Ask once for all runs, as osc_lib.shell would, if a password is missing."""
+        if not sys.stdin.isatty():
+            return
+        config = OSC_Config(
+            override_defaults={"auth_type": _auth_type(options)}, pw_func=prompt_for_password
+        )
+        home = _select(config, cloud=options.cloud, argparse=options, validate=True)
+        if password := home.config["auth"].get("password"):
+            os.environ["OS_PASSWORD"] = options.password = password
+
+    def _known_instances(self, options: argparse.Namespace) -> list[str]:
+        """The instances that the proxy knows, its own one first."""
+        config = OSC_Config(override_defaults={"auth_type": _auth_type(options)})
+        home = _select(config, cloud=options.cloud, argparse=options, validate=True)
+        url = urlsplit(home.config["auth"]["auth_url"])._replace(path=f"/{URL_PREFIX}", query="")
+        try:
+            facts = home.get_session().get(url.geturl()).json()
+        except Exception as error:  # The command would fail in as many ways.
+            raise ScopeError(f"'*': {_one_line(error)}") from error
+        return [instance["name"] for instance in facts["instances"]]
+
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         # ``--s`` for a command's own ``--size`` worked before this plugin, and still does.
         found = super()._get_option_tuples(option_string)
-        return [match for match in found if match[0] is not self._scope_option]
+        return [match for match in found if match[0] not in self._own_options]
 
     def _apply(self, scope: Scope, options: argparse.Namespace) -> None:
         # osc_lib.shell.OpenStackShell later makes the same from the options.
-        auth_type = "admin_token" if options.endpoint and options.token else "password"
-        config = OSC_Config(override_defaults={"auth_type": auth_type})
+        config = OSC_Config(override_defaults={"auth_type": _auth_type(options)})
         home = _select(config, cloud=options.cloud, argparse=options)
         _check_login(home.config["auth_type"])
         auth_url = home.config.get("auth_url") or home.config["auth"].get("auth_url")
@@ -173,21 +272,42 @@ def _take_environment() -> dict[str, str]:
     return {name: os.environ.pop(name) for name in names}
 
 
-def _parse(text: str, source: str) -> Scope:
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number of seconds")
+
+
+def _parse(text: str, source: str) -> dict[str, str]:
+    """The instance or expression of each service in *text*."""
     try:
-        return Scope.parse(text)
+        return {
+            service: _checked(value)
+            if isinstance(value, str) and is_expression(value)
+            else instance_name(service, value)
+            for service, value in parse_pairs(text).items()
+        }
     except ScopeError as error:
         raise ScopeError(f"{source}: {error}") from error
 
 
+def _checked(value: str) -> str:
+    from openstackoid import expression  # noqa: PLC0415 - only expressions need it
+
+    expression.parse(value)
+    return value
+
+
 def _command_line_scope(
     given: Iterable[tuple[str, str]], keep_foreign: bool
-) -> tuple[Scope, list[str]]:
+) -> tuple[dict[str, str], list[str]]:
     """The merged scopes of the command line, and the arguments that belong to the command."""
-    scope, foreign = Scope(), []
+    scope: dict[str, str] = {}
+    foreign = []
     for option, text in given:
         try:
-            scope = scope.merged(_parse(text, option))
+            scope |= _parse(text, option)
         except ScopeError:
             if not (keep_foreign and option == "--scope"):
                 raise
@@ -206,12 +326,26 @@ def _has_own_scope(command: Sequence[str]) -> bool:
     )
 
 
-def _select(config: OSC_Config, **selection: Any) -> CloudRegion:  # noqa: ANN401
+def _select(
+    config: OSC_Config,
+    *,
+    validate: bool = False,
+    **selection: Any,  # noqa: ANN401
+) -> CloudRegion:
     """The cloud that *selection* selects in *config*."""
     try:
-        return config.get_one(validate=False, **selection)
+        return config.get_one(validate=validate, **selection)
     except Exception as error:  # The shell would also report any kind in one line, a little later.
-        raise ScopeError(" ".join(str(error).split())) from error
+        raise ScopeError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _auth_type(options: argparse.Namespace) -> str:
+    """The default of osc_lib.shell.OpenStackShell."""
+    return "admin_token" if options.endpoint and options.token else "password"
 
 
 def _check_login(auth_type: str) -> None:

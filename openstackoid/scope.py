@@ -24,6 +24,7 @@ URL_PREFIX = "scope"
 #: The form of an instance's name, which is also a host name, a region and a file name.
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 
+_OPERATORS = frozenset("&|*()")
 _AUTHORITY = ServiceTypes()
 _QUOTE = reprlib.Repr()
 _QUOTE.maxstring = _QUOTE.maxother = 80
@@ -36,6 +37,11 @@ class ScopeError(ValueError):
 def quoted(value: object) -> str:
     """*value* for an error message: in quotes, and truncated if it is long."""
     return _QUOTE.repr(value)
+
+
+def is_expression(value: str) -> bool:
+    """Whether *value* is an expression over instances, rather than one instance."""
+    return not _OPERATORS.isdisjoint(value)
 
 
 def service_type(name: str) -> str:
@@ -92,15 +98,9 @@ class Scope(Mapping[str, str]):
 
         :raises ScopeError: naming what is wrong with *text*.
         """
-        text = text.strip()
-        pairs = _json_pairs(text) if text.startswith("{") else _shorthand_pairs(text)
-        services: dict[str, str] = {}
-        for name, instance in pairs:
-            service = service_type(name)
-            if service in services:
-                raise ScopeError(f"service type {service!r} appears twice in the scope")
-            services[service] = _instance_name(service, instance)
-        return cls(services)
+        return cls(
+            {service: instance_name(service, value) for service, value in parse_pairs(text).items()}
+        )
 
     def merged(self, other: Mapping[str, str]) -> Scope:
         """This scope, overridden by the services of *other*."""
@@ -118,6 +118,22 @@ class Scope(Mapping[str, str]):
         """The scope in an auth URL: ``scope/<base64url of the JSON, no padding>``."""
         encoded = base64.urlsafe_b64encode(self.to_json().encode()).rstrip(b"=").decode()
         return f"{URL_PREFIX}/{encoded}"
+
+
+def parse_pairs(text: str) -> dict[str, object]:
+    """The official service types in *text*, with their values as they stand.
+
+    :raises ScopeError: when *text* is neither JSON nor shorthand, or names a service type twice.
+    """
+    text = text.strip()
+    pairs = _json_pairs(text) if text.startswith("{") else _shorthand_pairs(text)
+    services: dict[str, object] = {}
+    for name, value in pairs:
+        service = service_type(name)
+        if service in services:
+            raise ScopeError(f"service type {service!r} appears twice in the scope")
+        services[service] = value
+    return services
 
 
 def decode_url_scope(encoded: str) -> str:
@@ -180,7 +196,11 @@ def _shorthand_pairs(text: str) -> list[tuple[str, object]]:
     return pairs
 
 
-def _instance_name(service: str, instance: object) -> str:
+def instance_name(service: str, instance: object) -> str:
+    """*instance*, if it has the form of an instance's name.
+
+    :raises ScopeError: naming it and its *service* otherwise.
+    """
     if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
         raise ScopeError(
             f"{quoted(instance)} is not an instance name (for service {service!r} in the scope)"

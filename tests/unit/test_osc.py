@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from openstackoid.osc import environment_scope
-from openstackoid.scope import Scope, decode_url_scope
+from openstackoid.scope import decode_url_scope
 
 UNKNOWN = "unknown instance 'Nowhere' in scope; known: InstanceOne, InstanceTwo"
 
@@ -523,4 +523,4 @@ def test_the_scope_of_an_interactive_session_holds_for_its_commands(
 
 
 def test_the_environment_is_read_without_any_client() -> None:
-    assert environment_scope({"OS_CLOUD": "x", "OS_SCOPES": "x", "OS_SCOPE_IMAGE": " "}) == Scope()
+    assert environment_scope({"OS_CLOUD": "x", "OS_SCOPES": "x", "OS_SCOPE_IMAGE": " "}) == {}
