@@ -55,8 +55,10 @@ def base_python() -> str:
     return str(Path(sys.executable).resolve())
 
 
-def ensure(extra: str = "orchestrator") -> None:
+def ensure(extra: str = "orchestrator") -> str:
     """Install both distributions, with the lab's *extra*, into ``.venv`` unless they are there.
+
+    Returns a text that changes with what is installed.
 
     :raises LabError: when it cannot be installed.
     """
@@ -64,12 +66,12 @@ def ensure(extra: str = "orchestrator") -> None:
     stamp = VENV / f".installed-{extra}"
     wanted = f"{kind}\n{_digest()}\n"
     if _text(stamp) == wanted:
-        return
+        return wanted
     lock = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _text(stamp) == wanted:
-            return
+            return wanted
         print(f"Installing the project into .venv ({extra}) …", file=sys.stderr, flush=True)
         # A kill leaves a half-made one without a stamp; another Python or path makes it useless.
         if not _text(VENV / ".installed-orchestrator").startswith(f"{kind}\n"):
@@ -87,6 +89,7 @@ def ensure(extra: str = "orchestrator") -> None:
         stamp.write_text(wanted)
     finally:
         os.close(lock)
+    return wanted
 
 
 def _digest() -> str:

@@ -147,6 +147,22 @@ def attach(root: Path) -> None:
 
 
 @commands.command()
+@click.pass_obj
+def dashboard(root: Path) -> None:
+    """Bring up Horizon, OpenStack's dashboard, and show it in the browser of a desktop.
+
+    It stops with the lab. Run the command again when the lab has other instances.
+    """
+    url = _lifecycle(root).dashboard()
+    click.echo(f"The dashboard: {url}")
+    click.echo("Log in as admin, with the instance's password in .lab/clouds.yaml.")
+    if os.environ.get("DISPLAY"):
+        import webbrowser  # noqa: PLC0415
+
+        webbrowser.open(url)
+
+
+@commands.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def status(root: Path, as_json: bool) -> None:
@@ -288,4 +304,6 @@ def _overview_text(overview: dict[str, Any]) -> str:
             state = f"  {service['name']:<20} {service['state']:<10} {service['detail']}"
             lines.append(state.rstrip())
         lines += [f"  peer {name:<15} {state}" for name, state in one["peers"].items()]
+    if overview["dashboard"]["state"]:
+        lines.append(f"dashboard  {overview['dashboard']['url']}  {overview['dashboard']['state']}")
     return "\n".join(lines)

@@ -42,7 +42,7 @@ HypervisorName = Literal["auto", "fake", "libvirt"]
 # Fields of Lab that are not keys of lab.yaml.
 _OURS = ("root", "state", "because", "hypervisor_because")
 # Other names in the lab's state, beside the instances' directories.
-_RESERVED = frozenset({"lab", "shared", "log", "provider", "lock", "choices", "all"})
+_RESERVED = frozenset({"lab", "dashboard", "shared", "log", "provider", "lock", "choices", "all"})
 # A label of RFC 1123, because an instance's name is also a host name.
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 # The target of ssh: an alias in the user's ssh configuration, or [USER@]HOST[:PORT].

@@ -16,6 +16,7 @@ import yaml
 
 from lab import apt, files, processes, providers, stacks
 from lab.config import Choices, Decide, Lab, load
+from lab.dashboard import Dashboard
 from lab.errors import LabError
 from lab.providers.base import Host, Provider
 from lab.stacks.base import InstanceStatus, Stack
@@ -110,6 +111,21 @@ class Lifecycle:
             files.write(self.lab.state / "clouds.yaml", yaml.safe_dump(self.stack.clouds()))
             self.show()
 
+    @property
+    def _dashboard(self) -> Dashboard:
+        return Dashboard(self.lab)
+
+    def dashboard(self) -> str:
+        """Bring the dashboard up, from any state, and return its URL.
+
+        :raises LabError: when the lab is down, or the dashboard does not come up.
+        """
+        if not self.hosts_up():
+            raise LabError("the lab is down: run ./setup-env.py up")
+        with locked(self.lab.state, "dashboard"), Steps(self.lab.state / "log") as steps:
+            self._dashboard.up(self.stack.clouds()["clouds"], steps)
+        return self._dashboard.url
+
     def show(self) -> None:
         """Make the tmux session show the instances that are up.
 
@@ -128,7 +144,10 @@ class Lifecycle:
         if not self.lab.state.exists():
             return
         with locked(self.lab.state, "halt"), Steps(self.lab.state / "log") as steps:
-            hosts = [host for host in self.hosts_up() if host.name in chosen]
+            hosts_up = self.hosts_up()
+            hosts = [host for host in hosts_up if host.name in chosen]
+            if hosts == hosts_up:
+                self._dashboard.halt()
             if hosts:
                 with steps.step(None, f"halt {self.stack.name}"):
                     self.stack.halt(hosts)
@@ -151,6 +170,7 @@ class Lifecycle:
             "provider": self.lab.provider,
             "stack": self.stack.name,
             "instances": instances,
+            "dashboard": {"state": self._dashboard.state(), "url": self._dashboard.url},
         }
 
     def log_command(self, name: str, service: str | None, *, follow: bool) -> list[str]:
