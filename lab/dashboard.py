@@ -8,11 +8,11 @@ supervisord that ends with the lab.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -263,8 +263,12 @@ class Dashboard:
             time.sleep(0.1)
 
     def _answers(self) -> bool:
+        # Not urllib, which would ask a proxy of the user's environment.
+        connection = http.client.HTTPConnection(self._address, PORT, timeout=10)
         try:
-            urllib.request.urlopen(f"{self.url}auth/login/", timeout=10).close()  # noqa: S310
-        except OSError:
+            connection.request("GET", "/auth/login/")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
             return False
-        return True
+        finally:
+            connection.close()
