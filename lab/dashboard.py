@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from string import Template
@@ -67,33 +67,32 @@ stdout_logfile_backups = 1
 """)
 
 
-def logins(clouds: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The auth URL and the name of each entry of Horizon's region menu (AVAILABLE_REGIONS).
+def logins(instances: Sequence[str], clouds: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The auth URL and the name of each entry of Horizon's login menu (AVAILABLE_REGIONS).
 
-    *clouds* are those of ``clouds.yaml``. Besides, the first one has an entry with the images of
-    each other one: a scoped auth URL is as good as any.
+    These are the *clouds* of ``clouds.yaml``. If they are just the *instances*, the first instance
+    has an entry with the images of each other one, too: a scoped auth URL is as good as any.
     """
-    urls = {name: cloud["auth"]["auth_url"] for name, cloud in clouds.items()}
-    entries = [(url, name) for name, url in urls.items()]
-    first, *others = urls
-    for other in others:
-        segment = Scope({"image": other}).url_segment()
-        url = urls[first].replace("/identity", f"/{segment}/identity")
-        entries.append((url, f"{first}, images of {other}"))
-    return entries
+    urls = {name: str(cloud["auth"]["auth_url"]) for name, cloud in clouds.items()}
+    if set(urls) == set(instances):
+        first, *others = instances
+        for other in others:
+            segment = Scope({"image": other}).url_segment()
+            scoped = urls[first].replace("/identity", f"/{segment}/identity")
+            urls[f"{first}, images of {other}"] = scoped
+    return [(url, name) for name, url in urls.items()]
 
 
 def settings(
-    entries: Iterable[tuple[str, str]], address: str, directory: Path, secret_key: str
+    entries: Sequence[tuple[str, str]], address: str, directory: Path, secret_key: str
 ) -> str:
     """The text of Horizon's ``local_settings.py`` for the login *entries*.
 
     Source: Horizon's settings reference, and Django's for the names in its second half.
     """
-    regions = list(entries)
     values = {
-        "AVAILABLE_REGIONS": regions,
-        "OPENSTACK_KEYSTONE_URL": regions[0][0],
+        "AVAILABLE_REGIONS": entries,
+        "OPENSTACK_KEYSTONE_URL": entries[0][0],
         # The lab has no consoles: Horizon would offer one that fails.
         "CONSOLE_TYPE": None,
         # Another theme takes as long again to compile.
@@ -192,7 +191,7 @@ class Dashboard:
         for directory in (local, self._directory / "sessions", self._state / "log"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret_key = passwords(self._lab, NAME, ("secret_key",))["secret_key"]
-        text = settings(logins(clouds), self._address, self._directory, secret_key)
+        text = settings(logins(self._lab.names, clouds), self._address, self._directory, secret_key)
         files.write(local / "__init__.py", "")
         files.write(local / "local_settings.py", text)
         supervisor = _SUPERVISOR.substitute(

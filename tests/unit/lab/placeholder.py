@@ -12,6 +12,7 @@ from typing import Any
 
 from lab import stacks
 from lab.cli import main
+from lab.config import Instance
 from lab.providers.base import Host
 from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
@@ -51,7 +52,11 @@ class Placeholder(Stack):
         return ["cat", f"{host.directory}/service.log"]
 
     def clouds(self, home: str | None = None) -> dict[str, Any]:
-        return {"clouds": {name: {"region_name": name} for name in self.lab.names}}
+        def cloud(instance: Instance) -> dict[str, Any]:
+            url = f"http://{instance.address}:8888/identity/v3"
+            return {"region_name": instance.name, "auth": {"auth_url": url}}
+
+        return {"clouds": {one.name: cloud(one) for one in self.lab.instances}}
 
 
 if __name__ == "__main__":

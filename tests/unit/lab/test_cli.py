@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,45 @@ def test_a_lab_lives_from_nothing_to_nothing(sandbox: Sandbox) -> None:
 
 def sandbox_address(sandbox: Sandbox, number: int) -> str:
     return f"127.{sandbox.network}.{number}.1"
+
+
+def test_the_dashboard_lives_as_long_as_the_lab(sandbox: Sandbox) -> None:
+    down = "error: the lab is down: run ./setup-env.py up"
+    assert sandbox.error("dashboard") == down
+    assert not sandbox.state.exists()
+    sandbox.ok("up")
+    assert "dashboard" not in sandbox.ok("status")
+    address = sandbox_address(sandbox, 1)
+    with socket.create_server((address, 8880)):
+        assert f"{address}:8880 is taken by" in sandbox.error("dashboard")
+        assert "dashboard" not in sandbox.ok("status")
+
+    url = f"http://{address}:8880/"
+    assert url in sandbox.ok("dashboard")
+    with urllib.request.urlopen(f"{url}auth/login/", timeout=10) as page:
+        assert b"InstanceOne, images of InstanceTwo" in page.read()
+    running = {"state": "running", "url": url}
+    assert json.loads(sandbox.ok("status", "--json"))["dashboard"] == running
+    assert f"dashboard  {url}  running" in sandbox.ok("status")
+    assert sandbox.error("logs", "InstanceOne", "dashboard").startswith("error: unknown service")
+    [settings] = sandbox.state.glob("dashboard/local/local_settings.py")
+    assert settings.stat().st_mode & 0o777 == 0o600
+
+    sandbox.ok("halt", "InstanceTwo")
+    assert json.loads(sandbox.ok("status", "--json"))["dashboard"] == running
+    sandbox.ok("halt")
+    assert sandbox.processes() == []
+    assert sandbox.error("dashboard") == down
+
+    sandbox.ok("up")
+    sandbox.ok("dashboard")
+    configuration = str(sandbox.state / "dashboard/supervisord.conf")
+    [supervisor] = [p for p in sandbox.processes() if configuration in p.cmdline()]
+    supervisor.kill()
+    assert url in sandbox.ok("dashboard")
+    sandbox.ok("destroy")
+    assert sandbox.processes() == []
+    assert [path.name for path in sandbox.root.iterdir()] == ["lab.yaml"]
 
 
 def test_ssh_hands_arguments_streams_and_status_through_untouched(sandbox: Sandbox) -> None:

@@ -1,0 +1,90 @@
+"""What Horizon is told, and where it is."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import dashboard
+from lab.config import Lab, load
+from lab.dashboard import Dashboard
+from lab.errors import LabError
+
+CLOUDS = {
+    name: {"auth": {"auth_url": f"http://{name.lower()}.example/identity/v3"}}
+    for name in ("One", "Two", "Three")
+}
+ENTRIES = [(cloud["auth"]["auth_url"], name) for name, cloud in CLOUDS.items()]
+
+
+def lab_with(addresses: list[str], *names: str) -> Lab:
+    with tempfile.TemporaryDirectory(prefix="oid-") as root:
+        named = zip(names or ("One", "Two"), addresses, strict=False)
+        listed = [f"{{name: {name}, address: {address}}}" for name, address in named]
+        provider = "local" if addresses[0].startswith("127.") else "hosts"
+        text = f"provider: {provider}\ninstances: [{', '.join(listed)}]\n"
+        (Path(root) / "lab.yaml").write_text(text)
+        return load(Path(root))
+
+
+@pytest.fixture
+def namespace() -> dict[str, Any]:
+    """What Horizon gets from the rendered settings."""
+    text = dashboard.settings(ENTRIES, "127.0.1.1", Path("/lab/dashboard"), "it's \\secret")
+    names: dict[str, Any] = {}
+    exec(text, names)
+    return names
+
+
+def test_the_login_menu_has_every_instance_and_images_of_others_in_the_first() -> None:
+    entries = dashboard.logins(list(CLOUDS), CLOUDS)
+    assert entries[:3] == ENTRIES
+    assert [name for _, name in entries[3:]] == ["One, images of Two", "One, images of Three"]
+    for url, name in entries[3:]:
+        form = r"http://one\.example/scope/([A-Za-z0-9_-]+)/identity/v3"
+        [encoded] = re.fullmatch(form, url).groups()  # type: ignore[union-attr]
+        scope = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+        assert scope == {"image": name.removeprefix("One, images of ")}
+
+
+def test_the_login_menu_of_one_instance_has_one_entry() -> None:
+    [alone] = dashboard.logins(["One"], {"One": CLOUDS["One"]})
+    assert alone == ENTRIES[0]
+
+
+def test_the_login_menu_takes_the_scopes_of_clouds_yaml_as_they_are() -> None:
+    named = {"mixed": {"auth": {"auth_url": "http://one.example/scope/x/identity/v3"}}}
+    entries = dashboard.logins(list(CLOUDS), {**CLOUDS, **named})
+    assert entries == [*ENTRIES, ("http://one.example/scope/x/identity/v3", "mixed")]
+
+
+def test_horizon_gets_the_menu_and_keeps_everything_in_the_lab(namespace: dict[str, Any]) -> None:
+    assert namespace["AVAILABLE_REGIONS"] == ENTRIES
+    assert namespace["OPENSTACK_KEYSTONE_URL"] == ENTRIES[0][0]
+    assert namespace["ALLOWED_HOSTS"] == ["127.0.1.1"]
+    assert namespace["SECRET_KEY"] == "it's \\secret"
+    for name in ("STATIC_ROOT", "SESSION_FILE_PATH"):
+        assert namespace[name].startswith("/lab/dashboard/")
+    assert "DEBUG" not in namespace
+
+
+def test_the_dashboard_is_on_the_labs_own_address_if_that_is_a_loopback_address() -> None:
+    assert Dashboard(lab_with(["127.9.1.1", "127.9.2.1"])).url == "http://127.9.1.1:8880/"
+    assert Dashboard(lab_with(["192.168.56.11"])).url == "http://127.0.0.1:8880/"
+
+
+def test_a_lab_without_a_dashboard_says_so() -> None:
+    one = Dashboard(lab_with(["127.9.1.1"]))
+    assert one.state() is None
+    one.halt()
+
+
+def test_no_instance_can_be_called_like_the_directory_of_the_dashboard() -> None:
+    with pytest.raises(LabError, match="is a name that the lab reserves for itself"):
+        lab_with(["127.9.1.1"], "Dashboard")
