@@ -20,6 +20,9 @@ from typing import Generic, TypeAlias, TypeVar
 from openstackoid.scope import INSTANCE_NAME, Scope, ScopeError
 
 ANY = "*"
+#: Settings of a cloud that end a request to an unavailable service at once. Otherwise openstacksdk
+#: asks again for ten seconds (openstack/config/defaults.json), while the other results wait.
+NO_RETRIES = {"image_status_code_retries": 0, "baremetal_status_code_retries": 0}
 #: A command runs at most so many times.
 MOST_COMBINATIONS = 1000
 

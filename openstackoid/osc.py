@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, NoReturn
-from urllib.parse import urlsplit
 
 from autopage.argparse import AutoPageArgumentParser
 from keystoneauth1.loading import get_plugin_options
@@ -27,13 +26,11 @@ from osc_lib.cli.client_config import OSC_Config
 from osc_lib.shell import prompt_for_password
 
 from openstackoid.scope import (
-    URL_PREFIX,
     Scope,
     ScopeError,
-    instance_name,
     is_expression,
-    parse_pairs,
     quoted,
+    read,
     scoped_auth_url,
 )
 
@@ -57,9 +54,6 @@ HELP = (
 _OWNERS = [("tsigkey", verb) for verb in ("create", "list", "set")]
 #: Commands that make no request, and have to work even if the scope is wrong.
 _OFFLINE = ("help", "complete")
-#: Settings with which openstacksdk asks an unavailable service again for ten seconds
-#: (openstack/config/defaults.json). The results of other instances do not wait for that.
-_RETRIES = ("image_status_code_retries", "baremetal_status_code_retries")
 _DEST = "openstackoid_scopes"
 
 
@@ -112,6 +106,8 @@ class ScopeParser(AutoPageArgumentParser):
 
     #: The scope of a fork that runs a command for one plain scope of an expression.
     forced: ClassVar[Scope | None] = None
+    #: The settings of its cloud, besides those that the user has chosen.
+    settings: ClassVar[Mapping[str, object]] = {}
 
     def __init__(self, known: argparse.ArgumentParser) -> None:
         super().__init__(
@@ -170,8 +166,7 @@ class ScopeParser(AutoPageArgumentParser):
             remainder[2:2] = foreign
             scope = {**environment_scope(environ), **scope}
             if self.forced is not None:
-                for name in _RETRIES:
-                    setattr(options, name, 0)
+                vars(options).update(self.settings)
                 self._apply(self.forced, options)
             elif any(map(is_expression, scope.values())):
                 if not remainder:
@@ -195,14 +190,21 @@ class ScopeParser(AutoPageArgumentParser):
         ask: bool,
     ) -> NoReturn:
         """Run the command for each plain scope of *scope*, and end."""
-        from openstackoid import expression, fanout  # noqa: PLC0415 - only expressions need them
+        from openstackoid import expression, fanout, sdk  # noqa: PLC0415 - only expressions need it
 
         def force(plain: Scope) -> None:
-            ScopeParser.forced = plain
+            ScopeParser.forced, ScopeParser.settings = plain, expression.NO_RETRIES
 
         self._ask_for_password(options)
-        has_any = any(expression.ANY in value for value in scope.values())
-        plan = expression.expand(scope, self._known_instances(options) if has_any else [])
+        known: list[str] = []
+        if any(expression.ANY in value for value in scope.values()):
+            config = OSC_Config(override_defaults={"auth_type": _auth_type(options)})
+            home = _select(config, cloud=options.cloud, argparse=options, validate=True)
+            try:
+                known = sdk.known_instances(home)
+            except Exception as error:  # The command itself would fail in as many ways.
+                raise ScopeError(f"'*': {_one_line(error)}") from error
+        plan = expression.expand(scope, known)
         if ask and sys.stdin.isatty() and not fanout.confirm(plan):
             self.exit(1)
         self.exit(fanout.run(plan, argv, fanout.Options(timeout, cleanup), force))
@@ -217,17 +219,6 @@ class ScopeParser(AutoPageArgumentParser):
         home = _select(config, cloud=options.cloud, argparse=options, validate=True)
         if password := home.config["auth"].get("password"):
             os.environ["OS_PASSWORD"] = options.password = password
-
-    def _known_instances(self, options: argparse.Namespace) -> list[str]:
-        """The instances that the proxy knows, its own one first."""
-        config = OSC_Config(override_defaults={"auth_type": _auth_type(options)})
-        home = _select(config, cloud=options.cloud, argparse=options, validate=True)
-        url = urlsplit(home.config["auth"]["auth_url"])._replace(path=f"/{URL_PREFIX}", query="")
-        try:
-            facts = home.get_session().get(url.geturl()).json()
-        except Exception as error:  # The command would fail in as many ways.
-            raise ScopeError(f"'*': {_one_line(error)}") from error
-        return [instance["name"] for instance in facts["instances"]]
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         # ``--s`` for a command's own ``--size`` worked before this plugin, and still does.
@@ -282,21 +273,9 @@ def _seconds(text: str) -> float:
 def _parse(text: str, source: str) -> dict[str, str]:
     """The instance or expression of each service in *text*."""
     try:
-        return {
-            service: _checked(value)
-            if isinstance(value, str) and is_expression(value)
-            else instance_name(service, value)
-            for service, value in parse_pairs(text).items()
-        }
+        return read(text, lambda: OSC_Config().cloud_config.get("scopes"))
     except ScopeError as error:
         raise ScopeError(f"{source}: {error}") from error
-
-
-def _checked(value: str) -> str:
-    from openstackoid import expression  # noqa: PLC0415 - only expressions need it
-
-    expression.parse(value)
-    return value
 
 
 def _command_line_scope(

@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from urllib.parse import urlsplit
@@ -134,6 +134,42 @@ def parse_pairs(text: str) -> dict[str, object]:
             raise ScopeError(f"service type {service!r} appears twice in the scope")
         services[service] = value
     return services
+
+
+def read(text: str, named: Callable[[], object]) -> dict[str, str]:
+    """The instance, or the expression over instances, of each service type in *text*.
+
+    *text* is written as for :meth:`Scope.parse`, or is the name of a scope. *named* returns the
+    section ``scopes`` of ``clouds.yaml``, which maps names to scopes. It is asked only for a name.
+
+    :raises ScopeError: naming what is wrong.
+    """
+    name = text.strip()
+    if INSTANCE_NAME.fullmatch(name):
+        scopes = named()
+        known = scopes if isinstance(scopes, Mapping) else {}
+        if name not in known:
+            names = (
+                f"those in clouds.yaml are {', '.join(known)}" if known else "clouds.yaml has none"
+            )
+            raise ScopeError(
+                f"malformed scope {quoted(name)}: write service=instance, for example "
+                f"image=InstanceTwo, or the name of a scope; {names}"
+            )
+        try:
+            return read(json.dumps(known[name]), dict)
+        except (ScopeError, TypeError) as error:
+            raise ScopeError(f"the scope {name} in clouds.yaml: {error}") from error
+    return {service: _value(service, value) for service, value in parse_pairs(text).items()}
+
+
+def _value(service: str, value: object) -> str:
+    if isinstance(value, str) and not _OPERATORS.isdisjoint(value):
+        from openstackoid import expression  # noqa: PLC0415 - only expressions need it
+
+        expression.parse(value)
+        return value
+    return instance_name(service, value)
 
 
 def decode_url_scope(encoded: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +19,11 @@ from typing import Any
 
 import pytest
 import yaml
+from openstack.connection import Connection
 
+import openstackoid
 from openstackoid.osc import environment_scope
-from openstackoid.scope import decode_url_scope
+from openstackoid.scope import ScopeError, decode_url_scope
 
 UNKNOWN = "unknown instance 'Nowhere' in scope; known: InstanceOne, InstanceTwo"
 
@@ -54,6 +61,8 @@ class Frontend:
 
     url: str
     requests: list[Request] = field(default_factory=list)
+    #: The instance whose image service takes 20 s for an answer.
+    slow: str = ""
 
     @property
     def login(self) -> Request:
@@ -69,6 +78,8 @@ class Frontend:
     def answer(self, request: Request) -> tuple[int, dict[str, Any]]:
         if "Nowhere" in request.scope.values():
             return 400, {"error": {"code": 400, "title": "Bad Request", "message": UNKNOWN}}
+        if self.slow and request.scope.get("image") == self.slow:
+            time.sleep(20)
         here = self.url + request.target.rstrip("/")
         answers: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
             ("GET", "/identity"): (
@@ -77,6 +88,10 @@ class Frontend:
             ),
             ("GET", "/identity/v3"): (200, {"version": _version("v3.14", f"{here}/")}),
             ("POST", "/identity/v3/auth/tokens"): (201, {"token": self.token(request)}),
+            ("GET", "/scope"): (
+                200,
+                {"instances": [{"name": "InstanceOne"}, {"name": "InstanceTwo"}]},
+            ),
             ("GET", "/image"): (300, {"versions": [_version("v2.9", f"{here}/v2/")]}),
             ("GET", "/dns"): (300, {"versions": {"values": [_version("v2", f"{here}/v2/")]}}),
             ("GET", "/image/v2/images"): (200, {"images": []}),
@@ -524,3 +539,189 @@ def test_the_scope_of_an_interactive_session_holds_for_its_commands(
 
 def test_the_environment_is_read_without_any_client() -> None:
     assert environment_scope({"OS_CLOUD": "x", "OS_SCOPES": "x", "OS_SCOPE_IMAGE": " "}) == {}
+
+
+def test_a_scope_may_have_a_name_in_clouds_yaml(openstack: Client, frontend: Frontend) -> None:
+    _name_scopes(openstack, {"mixed": {"glance": "InstanceTwo"}})
+    assert openstack("image", "list", "--scope", "mixed").status == 0
+    assert frontend.login.scope == {"image": "InstanceTwo"}
+
+
+def test_the_variable_may_have_the_name_of_a_scope(openstack: Client, frontend: Frontend) -> None:
+    _name_scopes(openstack, {"mixed": {"image": "InstanceTwo"}})
+    openstack.variables["OS_SCOPE"] = "mixed"
+    assert openstack("image", "list").status == 0
+    assert frontend.login.scope == {"image": "InstanceTwo"}
+
+
+@pytest.mark.parametrize(
+    ("scopes", "message"),
+    [
+        ({}, "clouds.yaml has none"),
+        ({"other": {}, "third": {}}, "those in clouds.yaml are other, third"),
+        ({"mixed": {"nonsense": "A"}}, "the scope mixed in clouds.yaml: unknown service type"),
+        ({"mixed": {"image": 5}}, "the scope mixed in clouds.yaml: 5 is not an instance name"),
+        ({"mixed": ["image"]}, "the scope mixed in clouds.yaml: "),
+        (["mixed"], "clouds.yaml has none"),
+    ],
+)
+def test_a_name_that_means_no_scope_is_an_error(
+    openstack: Client, frontend: Frontend, scopes: object, message: str
+) -> None:
+    _name_scopes(openstack, scopes)
+    result = openstack("image", "list", "--scope", "mixed")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert message in result.err
+    assert frontend.requests == []
+
+
+def _name_scopes(openstack: Client, scopes: object) -> None:
+    path = openstack.directory / "clouds.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "scopes": scopes}))
+
+
+def test_an_expression_becomes_a_login_for_each_plain_scope(
+    openstack: Client, frontend: Frontend
+) -> None:
+    result = openstack("image", "list", "--scope", "image=InstanceTwo & InstanceOne", "-f", "json")
+    assert (result.status, json.loads(result.out), result.err) == (0, [], "")
+    logins = [r.scope for r in frontend.requests if r.path.endswith("/auth/tokens")]
+    assert sorted(scope["image"] for scope in logins) == ["InstanceOne", "InstanceTwo"]
+
+
+def test_the_proxy_names_the_instances_that_a_star_means(
+    openstack: Client, frontend: Frontend
+) -> None:
+    result = openstack("image", "list", "--scope", "image=*", "-f", "json")
+    assert (result.status, result.err) == (0, "")
+    logins = [r.scope for r in frontend.requests if r.path.endswith("/auth/tokens") and r.scope]
+    assert sorted(scope["image"] for scope in logins) == ["InstanceOne", "InstanceTwo"]
+
+
+def test_an_expression_in_an_interactive_session_is_an_error(openstack: Client) -> None:
+    result = openstack("--scope", "image=InstanceOne & InstanceTwo", stdin="image list\n")
+    assert result.status == 2
+    assert "needs a command" in result.err
+
+
+def test_the_password_for_all_runs_is_asked_once(plain: Client, frontend: Frontend) -> None:
+    del plain.variables["OS_PASSWORD"]
+    line = "openstack image list --scope 'image=InstanceOne & InstanceTwo'; echo status $?"
+    answer = _on_a_terminal(plain, line, {"Password:": "typed\n"})
+    assert answer.count("Password:") == 1
+    assert "status 0" in answer
+    logins = [r for r in frontend.requests if r.path.endswith("/auth/tokens")]
+    passwords = {login.body["auth"]["identity"]["password"]["user"]["password"] for login in logins}
+    assert (passwords, len(logins)) == ({"typed"}, 2)
+
+
+@pytest.mark.parametrize(("reply", "runs"), [("y", 2), ("", 0)])
+def test_a_terminal_shows_the_runs_and_asks_on_request(
+    openstack: Client, frontend: Frontend, reply: str, runs: int
+) -> None:
+    line = "openstack --scope-ask image list --scope 'image=InstanceOne & InstanceTwo'"
+    answer = _on_a_terminal(openstack, line, {"[y/N]": f"{reply}\n"})
+    assert "  InstanceOne\r\n  InstanceTwo\r\n" in answer
+    assert len([r for r in frontend.requests if r.path.endswith("/auth/tokens")]) == runs
+
+
+def _on_a_terminal(client: Client, line: str, replies: dict[str, str]) -> str:
+    """The output of the shell command *line* on a terminal, where prompts get *replies*."""
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {"HOME": str(client.directory), "PATH": path, **client.variables}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(client.directory)
+        os.execvpe("sh", ["sh", "-c", line], environment)
+    shown = ""
+    with contextlib.suppress(OSError):  # EIO: the command has ended.
+        while text := os.read(terminal, 65536):
+            shown += text.decode()
+            for prompt, reply in replies.items():
+                if prompt in text.decode():
+                    os.write(terminal, reply.encode())
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    return shown
+
+
+def test_an_instance_that_does_not_answer_in_time_is_named(
+    openstack: Client, frontend: Frontend
+) -> None:
+    frontend.slow = "InstanceTwo"
+    scope = "image=InstanceOne & InstanceTwo"
+    result = openstack("--scope-timeout", "4", "image", "list", "--scope", scope, "-f", "json")
+    assert result.status == 1
+    (row,) = json.loads(result.out)
+    assert (row["Instance"], row["Error"]) == ("InstanceTwo", "no answer within 4 seconds")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "x", "nan", "inf"])
+def test_a_wrong_timeout_is_an_error(openstack: Client, seconds: str) -> None:
+    result = openstack("image", "list", "--scope-timeout", seconds)
+    assert result.status == 2
+    assert "is not a number of seconds" in result.err
+
+
+def test_ctrl_c_ends_all_runs_and_says_so(openstack: Client, frontend: Frontend) -> None:
+    frontend.slow = "InstanceTwo"
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("openstack"), "image", "list", "-f", "json",
+         "--scope", "image=InstanceOne & InstanceTwo"],
+        cwd=openstack.directory,
+        env={"HOME": str(openstack.directory), "LC_ALL": "C.UTF-8", **openstack.variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not any(r.scope.get("image") == "InstanceTwo" for r in frontend.requests):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert said == "InstanceTwo: interrupted\n"
+
+
+def test_a_program_connects_with_a_scope(
+    openstack: Client, frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", openstack.variables["OS_CLIENT_CONFIG_FILE"])
+    _name_scopes(openstack, {"mixed": {"image": "InstanceTwo"}})
+    for scope in ("mixed", {"glance": "InstanceTwo"}, "image=InstanceTwo"):
+        frontend.requests.clear()
+        connection = openstackoid.connect("InstanceOne", scope)
+        assert list(connection.image.images()) == []
+        assert frontend.login.scope == {"image": "InstanceTwo"}
+
+
+def test_a_program_connects_as_the_user_of_the_scopes_identity(
+    openstack: Client, frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", openstack.variables["OS_CLIENT_CONFIG_FILE"])
+    connection = openstackoid.connect("InstanceOne", "identity=InstanceTwo")
+    assert list(connection.image.images()) == []
+    assert frontend.user["name"] == "admin-of-InstanceTwo"
+    with pytest.raises(ScopeError, match="no cloud 'InstanceThree'"):
+        openstackoid.connect("InstanceOne", "identity=InstanceThree")
+
+
+def test_a_program_calls_everywhere(
+    openstack: Client, frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", openstack.variables["OS_CLIENT_CONFIG_FILE"])
+    with pytest.raises(ScopeError, match="everywhere"):
+        openstackoid.connect("InstanceOne", "image=*")
+
+    def images(connection: Connection) -> int:
+        return len(list(connection.image.images()))
+
+    outcomes = openstackoid.everywhere("InstanceOne", "image=* & Nowhere", images)
+    assert [outcome.value for outcome in outcomes] == [0, 0, None]
+    assert "Nowhere" in str(outcomes[2].error)
+    assert dict(outcomes[2].scope) == {"image": "Nowhere"}
+    first = openstackoid.everywhere("InstanceOne", "image=InstanceTwo | InstanceOne", images)
+    assert [outcome.scope["image"] for outcome in first] == ["InstanceTwo"]
