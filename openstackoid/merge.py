@@ -78,7 +78,7 @@ class Cell(FormattableColumn[Any]):
 
 
 #: A value that an instance does not have.
-_NOTHING = Cell("", None)
+NOTHING = Cell("", None)
 
 
 class _Merged(Lister):
@@ -163,23 +163,23 @@ def _show_output(output: Output) -> None:
 
 def _show_rows(results: Sequence[Result], options: argparse.Namespace) -> None:
     """All rows in one table. The row of an instance that failed says why, if the format can."""
-    columns: dict[str, None] = {INSTANCE: None}
-    for result in results:
-        columns.update(dict.fromkeys(result.output.columns if result.output else ()))
+    theirs = [column for result in results if result.output for column in result.output.columns]
+    place = INSTANCE if INSTANCE not in theirs else f"In {INSTANCE}"
+    columns = dict.fromkeys([place, *theirs])
     failed = [r for r in results if r.status] if options.formatter in _TELLING else []
     if failed:
         columns[ERROR] = None
     if options.columns:
-        options.columns += [INSTANCE, ERROR]
+        options.columns += [place, ERROR]
     found: list[dict[str, Any]] = []
     for result in results:
         if result.output:
             for row in result.output.rows:
                 values = zip(result.output.columns, row, strict=True)
-                found.append({**dict(values), INSTANCE: result.label})
+                found.append({**dict(values), place: result.label})
         elif result in failed:
-            found.append({INSTANCE: result.label, ERROR: result.reason})
-    rows = [[row.get(column, _NOTHING) for column in columns] for row in found]
+            found.append({place: result.label, ERROR: result.reason})
+    rows = [[row.get(column, NOTHING) for column in columns] for row in found]
     _Merged(list(columns), rows).run(options)
 
 

@@ -66,26 +66,28 @@ def build_option_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     return ScopeParser(parser)
 
 
-def environment_scope(environ: Mapping[str, str]) -> dict[str, str]:
-    """The scope in *environ*, perhaps with expressions; ``OS_SCOPE_<SERVICE>`` beats ``OS_SCOPE``.
+def environment_scope(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The instance or expression of each service in *environ*, and the variable that says so.
+
+    ``OS_SCOPE_<SERVICE>`` overrides ``OS_SCOPE``.
 
     :raises ScopeError: naming the variable that is wrong.
     """
-    scope = _parse(environ.get(ENVIRONMENT, ""), ENVIRONMENT)
-    said_by: dict[str, str] = {}
-    services: dict[str, str] = {}
+    general = _parse(environ.get(ENVIRONMENT, ""), ENVIRONMENT)
+    services: dict[str, tuple[str, str]] = {}
     for variable, value in sorted(environ.items()):
         name = variable.removeprefix(f"{ENVIRONMENT}_")
         if name == variable or not value.strip():
             continue
         for service, instance in _parse(json.dumps({name: value.strip()}), variable).items():
-            if services.get(service, instance) != instance:
+            other, said_by = services.get(service, (instance, variable))
+            if other != instance:
                 raise ScopeError(
-                    f"{said_by[service]} and {variable} name two instances for one service: "
-                    f"{services[service]} and {instance}"
+                    f"{said_by} and {variable} name two instances for one service: "
+                    f"{other} and {instance}"
                 )
-            services[service], said_by[service] = instance, variable
-    return {**scope, **services}
+            services[service] = instance, variable
+    return {**{service: (value, ENVIRONMENT) for service, value in general.items()}, **services}
 
 
 class _ScopeOption(argparse.Action):
@@ -106,6 +108,8 @@ class ScopeParser(AutoPageArgumentParser):
 
     #: The scope of a fork that runs a command for one plain scope of an expression.
     forced: ClassVar[Scope | None] = None
+    #: The instance or expression of each service, and the option or variable that says so.
+    sources: ClassVar[Mapping[str, tuple[str, str]]] = {}
     #: The settings of its cloud, besides those that the user has chosen.
     settings: ClassVar[Mapping[str, object]] = {}
 
@@ -162,12 +166,20 @@ class ScopeParser(AutoPageArgumentParser):
         if options.deferred_help or (remainder and remainder[0] in _OFFLINE):
             return options, remainder
         try:
-            scope, foreign = _command_line_scope(given, keep_foreign=_has_own_scope(remainder))
+            sources, foreign = _command_line_scope(given, keep_foreign=_has_own_scope(remainder))
             remainder[2:2] = foreign
-            scope = {**environment_scope(environ), **scope}
+            sources = {**environment_scope(environ), **sources}
+            scope = {service: value for service, (value, _) in sources.items()}
+            ScopeParser.sources = sources
             if self.forced is not None:
+                ScopeParser.sources = {s: (self.forced[s], by) for s, (_, by) in sources.items()}
                 vars(options).update(self.settings)
                 self._apply(self.forced, options)
+            elif remainder and remainder[0] == "scope":
+                # These commands tell of expressions, and log in without them.
+                plain = {s: value for s, value in scope.items() if not is_expression(value)}
+                if plain:
+                    self._apply(Scope(plain), options)
             elif any(map(is_expression, scope.values())):
                 if not remainder:
                     raise ScopeError("a scope with an expression needs a command")
@@ -280,18 +292,20 @@ def _parse(text: str, source: str) -> dict[str, str]:
 
 def _command_line_scope(
     given: Iterable[tuple[str, str]], keep_foreign: bool
-) -> tuple[dict[str, str], list[str]]:
-    """The merged scopes of the command line, and the arguments that belong to the command."""
-    scope: dict[str, str] = {}
+) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """The instance or expression of each service, with the option that says so, and the arguments
+    that belong to the command.
+    """
+    sources: dict[str, tuple[str, str]] = {}
     foreign = []
     for option, text in given:
         try:
-            scope |= _parse(text, option)
+            sources |= {service: (value, option) for service, value in _parse(text, option).items()}
         except ScopeError:
             if not (keep_foreign and option == "--scope"):
                 raise
             foreign.append(f"{option}={text}")
-    return scope, foreign
+    return sources, foreign
 
 
 def _has_own_scope(command: Sequence[str]) -> bool:

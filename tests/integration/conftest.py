@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Callable
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,3 +99,20 @@ def one(shell: Callable[[str], Shell]) -> Shell:
 @pytest.fixture(scope="session")
 def two(shell: Callable[[str], Shell]) -> Shell:
     return shell("InstanceTwo")
+
+
+@pytest.fixture
+def hung(two: Shell) -> Iterator[None]:
+    """InstanceTwo's proxy takes connections and does not answer."""
+    workers = subprocess.run(
+        ["pgrep", "-P", str(two.pid("haproxy"))], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for worker in workers:
+        os.kill(int(worker), signal.SIGSTOP)
+    time.sleep(3)  # Until InstanceOne's health check has seen it.
+    try:
+        yield
+    finally:
+        for worker in workers:
+            os.kill(int(worker), signal.SIGCONT)
+        time.sleep(2)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,23 +22,6 @@ def run(lab: RunningLab) -> Any:  # noqa: ANN401
         return lab.ssh("InstanceOne", "openstack", *shlex.split(line), check=False)
 
     return run_openstack
-
-
-@pytest.fixture
-def hung(two: Shell) -> Iterator[None]:
-    """InstanceTwo's proxy takes connections and does not answer."""
-    workers = subprocess.run(
-        ["pgrep", "-P", str(two.pid("haproxy"))], capture_output=True, text=True, check=True
-    ).stdout.split()
-    for worker in workers:
-        os.kill(int(worker), signal.SIGSTOP)
-    time.sleep(3)  # Until InstanceOne's health check has seen it.
-    try:
-        yield
-    finally:
-        for worker in workers:
-            os.kill(int(worker), signal.SIGCONT)
-        time.sleep(2)
 
 
 def test_a_list_of_both_instances_is_one_list(run: Any, one: Shell, two: Shell) -> None:  # noqa: ANN401
