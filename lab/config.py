@@ -24,7 +24,8 @@ from pydantic import (
 
 from lab import files
 from lab.errors import LabError
-from openstackoid.scope import INSTANCE_NAME, quoted
+from lab.wheels.services import SERVICES
+from openstackoid.scope import INSTANCE_NAME, Scope, quoted
 
 #: Port of every instance's scope-aware proxy, on the instance's own address.
 PROXY_PORT = 8888
@@ -61,6 +62,8 @@ _SMALLEST_RANGE = 29
 # Bounds that no machine reaches; memory in MiB.
 _Cpus = Annotated[int, Field(ge=1, le=1024)]
 _Memory = Annotated[int, Field(ge=256, le=2**24)]
+# The services of the stack wheels.
+_TYPES = tuple(service.type for service in SERVICES["fake"])
 # Nova's columns of flavors are 32-bit integers.
 _LARGEST_OF_NOVA = 2**31 - 1
 
@@ -71,6 +74,18 @@ def _instance_name(name: str) -> str:
     if name.lower() in _RESERVED:
         raise ValueError(f"{name!r} is a name that the lab reserves for itself")
     return name
+
+
+def _scope_name(name: str) -> str:
+    if not INSTANCE_NAME.fullmatch(name):
+        raise ValueError(
+            f"{quoted(name)} is not a name for a scope: it has the form of an instance's name"
+        )
+    return name
+
+
+def _scope(services: Mapping[str, str]) -> Mapping[str, str]:
+    return Scope.parse(json.dumps(dict(services))).services
 
 
 def _host_address(address: IPv4Address) -> IPv4Address:
@@ -244,6 +259,13 @@ class Lab(_Part):
     networks: tuple[Network, ...] = ()
     public: Public = Public()
     trust: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    #: Names of scopes: official service types to instances.
+    scopes: Mapping[
+        Annotated[str, AfterValidator(_scope_name)],
+        Annotated[Mapping[str, str], AfterValidator(_scope)],
+    ] = Field(default_factory=dict)
+    #: Whether each instance and each named scope is a region of the catalogs.
+    regions: bool = True
     #: How many seconds a service believes a token that it has validated.
     token_cache: Annotated[int, Field(ge=0, le=3600)] = 30
 
@@ -271,7 +293,29 @@ class Lab(_Part):
             for name in (key, *issuers):
                 if name not in known:
                     raise ValueError(f"trust: {name!r} is not an instance; known: {_listed(known)}")
+        self._check_scopes()
         return self
+
+    def _check_scopes(self) -> None:
+        # Regions differ in more than case: MariaDB, where keystone keeps them, ignores it.
+        _refuse_twice("scopes", "name", [name.lower() for name in self.scopes])
+        lowered = {name.lower(): name for name in self.names}
+        for name, scope in self.scopes.items():
+            if name.lower() in lowered:
+                raise ValueError(
+                    f"scopes: {name!r} is the name of an instance; choose another one for the scope"
+                )
+            for service, instance in scope.items():
+                if instance not in self.names:
+                    raise ValueError(
+                        f"scopes: {name}: {instance!r} is not an instance; known: "
+                        f"{_listed(self.names)}"
+                    )
+                if self.stack == "wheels" and service not in _TYPES:
+                    raise ValueError(
+                        f"scopes: {name}: the stack wheels has no service of the type {service!r}; "
+                        f"known: {_listed(_TYPES)}"
+                    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -369,7 +413,9 @@ def load(root: Path, choices: Choices | None = None, decide: Decide | None = Non
                 f"{raw['provider']}, list the instances in lab.yaml"
             )
         raw["instances"] = numbered(chosen.number)
-        raw["trust"] = _restricted(raw.get("trust"), {one["name"] for one in raw["instances"]})
+        names = {one["name"] for one in raw["instances"]}
+        raw["trust"] = _restricted(raw.get("trust"), names)
+        raw["scopes"] = _possible(raw.get("scopes"), names)
     _fill_addresses(raw)
     _fill_ranges(raw)
     raw = {key: value for key, value in raw.items() if value is not None}
@@ -503,6 +549,18 @@ def _restricted(trust: object, names: set[str]) -> object:
         else issuers
         for key, issuers in trust.items()
         if key in names
+    }
+
+
+def _possible(scopes: object, names: set[str]) -> object:
+    """*scopes* without those that name an instance which ``-n`` leaves out."""
+    if not isinstance(scopes, dict):
+        return scopes
+    return {
+        name: scope
+        for name, scope in scopes.items()
+        if not isinstance(scope, dict)
+        or all(one in names or not isinstance(one, str) for one in scope.values())
     }
 
 

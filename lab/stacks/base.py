@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.ssh import Remote
 from lab.steps import Steps
+from openstackoid.scope import Scope, scoped_auth_url
 
 #: Returns the connection to a host, the same one each time.
 Connect = Callable[[Host], Remote]
@@ -100,7 +101,8 @@ class Stack(ABC):
     def clouds(self, home: str | None = None) -> dict[str, Any]:
         """The content of ``clouds.yaml``: each instance's administrator, through its own proxy.
 
-        For a shell in the instance *home*, the other instances have their ordinary users.
+        For a shell in the instance *home*, the other instances have their ordinary users. Each
+        named scope is a cloud, too, as seen from *home* (default: the first instance).
         """
 
         def cloud(instance: Instance) -> dict[str, Any]:
@@ -122,7 +124,21 @@ class Stack(ABC):
                 "identity_api_version": 3,
             }
 
-        return {"clouds": {instance.name: cloud(instance) for instance in self.lab.instances}}
+        def scoped(scope: Mapping[str, str]) -> dict[str, Any]:
+            first = self.lab.instance(home) if home else self.lab.instances[0]
+            # The issuer knows the user, and its catalog is the one that the client gets.
+            settings = cloud(self.lab.instance(scope.get("identity", first.name)))
+            plain = cloud(first)["auth"]["auth_url"]
+            settings["auth"]["auth_url"] = scoped_auth_url(plain, Scope(scope))
+            return settings
+
+        return {
+            "clouds": {
+                **{instance.name: cloud(instance) for instance in self.lab.instances},
+                **{name: scoped(scope) for name, scope in self.lab.scopes.items()},
+            },
+            "scopes": {name: dict(scope) for name, scope in self.lab.scopes.items()},
+        }
 
     def homes(self, hosts: Iterable[Host]) -> dict[str, str]:
         """The ``clouds.yaml`` for the home of each of *hosts*, by host name."""

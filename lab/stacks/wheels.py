@@ -21,7 +21,7 @@ from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
 from lab.steps import Step, Steps
 from lab.wheels import guests, ovn
 from lab.wheels.layout import Layout
-from lab.wheels.services import Hypervisor, program_names
+from lab.wheels.services import SERVICES, Hypervisor, program_names
 from lab.wheels.spec import ACCOUNTS, Spec
 
 #: What real guests need on a host: the hypervisor, the network, and the tools that make the image.
@@ -202,8 +202,24 @@ def _spec(lab: Lab, host: Host) -> Spec:
         networks=tuple(network.model_dump(mode="json") for network in lab.networks),
         image=lab.image.model_dump(mode="json"),
         token_cache=lab.token_cache,
+        regions=_regions(lab, host.name),
         **_real(lab, host.name),
     )
+
+
+def _regions(lab: Lab, name: str) -> dict[str, dict[str, str]]:
+    """The regions in the catalog of the instance *name*, besides its own, and their scopes.
+
+    A scope here names no issuer: a client logs in before it chooses a region.
+    """
+    if not lab.regions:
+        return {}
+    types = [service.type for service in SERVICES["fake"]]
+    peers = {peer.name: dict.fromkeys(types, peer.name) for peer in lab.peers(name)}
+    return {
+        region: {service: one for service, one in scope.items() if service != "identity"}
+        for region, scope in {**peers, **lab.scopes}.items()
+    }
 
 
 def _real(lab: Lab, name: str) -> dict[str, Any]:

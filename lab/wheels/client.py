@@ -40,7 +40,7 @@ def connect(layout: Layout) -> Connection:
 
 
 def create_accounts(layout: Layout) -> None:
-    """Make the services' accounts, the user ``demo``, and the catalog.
+    """Make the services' accounts and the user ``demo``.
 
     A service's account has the role ``service`` in the project ``service``. The vanilla policies of
     all services ask for no more, with one exception that its record explains.
@@ -71,25 +71,8 @@ def create_accounts(layout: Layout) -> None:
         identity.assign_project_role_to_user(home, account("demo", home), roles["member"])
         identity.assign_project_role_to_user(home, users["admin"], roles["admin"])
 
-    entries = {entry.type: entry for entry in identity.services()}
-    endpoints = {(endpoint.service_id, endpoint.interface) for endpoint in identity.endpoints()}
-
-    def catalog(service: Service) -> None:
-        entry = entries.get(service.type) or identity.create_service(
-            type=service.type, name=service.name
-        )
-        if (entry.id, "public") not in endpoints:
-            identity.create_endpoint(
-                service_id=entry.id,
-                interface="public",
-                region_id=layout.spec.name,
-                url=layout.endpoint(service.type),
-            )
-
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(service_account, one) for one in layout.services if one.account]
-        # Keystone's own entry is made by its bootstrap.
-        jobs += [pool.submit(catalog, one) for one in layout.services if one.type != "identity"]
         jobs.append(pool.submit(demo))
         for job in jobs:
             job.result()

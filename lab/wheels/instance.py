@@ -19,7 +19,7 @@ import pymysql
 from lab import files, guest, image, ports
 from lab.image import ImageFile
 from lab.supervision import Supervisor
-from lab.wheels import configure, database, guests, launch
+from lab.wheels import catalog, configure, database, guests, launch
 from lab.wheels.forkserver import retire
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import Program, fork_servers, programs
@@ -223,6 +223,7 @@ class Instance:
         if not complete:
             for service in self.layout.services:
                 self._manage(service, service.bootstrap)
+        self._write_catalog()
         if self._is_real:
             self._configure_guests(complete=complete)
         waiting = [
@@ -244,6 +245,23 @@ class Instance:
         for service in self.layout.services:
             for name in service.programs:
                 self._wait_for(name)
+
+    def _write_catalog(self) -> None:
+        """Make keystone's catalog what it shall be, unless it is.
+
+        Before keystone starts for the first time, that takes no requests and no other process.
+        """
+        written = self.layout.data / "catalog"
+        wanted = catalog.digest(self.layout)
+        if written.exists() and written.read_text() == wanted:
+            return
+        runs = self.supervisor.states().get("keystone") in {"RUNNING", "STARTING"}
+        if runs:
+            self._wait_for("keystone")
+        keystone = self.layout.service("identity")
+        environment = {"SPEC": self.layout.spec.to_json(), "KEYSTONE_RUNS": str(int(runs))}
+        self._run(keystone.fork_server, "lab.wheels.catalog:main", ("catalog",), environment)
+        files.write(written, wanted)
 
     def _wait_for(self, program: str) -> None:
         """Wait until the program *program* of a service is ready."""

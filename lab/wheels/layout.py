@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from lab.wheels.netns import Namespace
 from lab.wheels.ovn import Ovn
 from lab.wheels.services import SERVICES, Service, program_names
 from lab.wheels.spec import Spec
+from openstackoid.scope import Scope, scoped_auth_url
 
 PROXY_PORT = 8888
 DATABASE_PORT = 3306
@@ -95,10 +97,11 @@ class Layout:
         """The URL of *service_type* behind the proxy: what only the proxy calls."""
         return f"http://{self.spec.address}:{self.service(service_type).port}"
 
-    def endpoint(self, service_type: str) -> str:
-        """The URL of *service_type* through the proxy, as the catalog has it."""
+    def endpoint(self, service_type: str, scope: Mapping[str, str] | None = None) -> str:
+        """The URL of *service_type* through the proxy, in *scope* if there is one."""
         service = self.service(service_type)
-        return f"{self.frontend}{service.prefix}{service.version}"
+        url = f"{self.frontend}{service.prefix}{service.version}"
+        return url if scope is None else scoped_auth_url(url, Scope(scope))
 
     @property
     def services(self) -> tuple[Service, ...]:

@@ -27,6 +27,7 @@ class Spec:
     the instances whose tokens are accepted; ``passwords`` has one for each of :data:`ACCOUNTS`.
     ``flavors`` have ``name``, ``vcpus``, ``ram`` (MiB) and ``disk`` (GiB); ``networks`` have
     ``name`` and ``cidr``; ``token_cache`` is how many seconds a service believes a validated token;
+    ``regions`` maps the regions of the catalog, besides the instance's own, to their scopes;
     ``image`` has ``name`` and ``url`` (or None for one that the host makes). With the hypervisor
     ``libvirt``, ``public`` describes the external network: ``gateway`` is the host's address in it
     (``172.24.1.1/24``), ``reach_peers`` and ``reach_outside`` say where guests may go.
@@ -44,6 +45,7 @@ class Spec:
     networks: tuple[Mapping[str, Any], ...]
     image: Mapping[str, Any]
     token_cache: int
+    regions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     hypervisor: Hypervisor = "fake"
     public: Mapping[str, Any] = field(default_factory=dict)
 
