@@ -560,7 +560,7 @@ def _possible(scopes: object, names: set[str]) -> object:
         name: scope
         for name, scope in scopes.items()
         if not isinstance(scope, dict)
-        or all(one in names or not isinstance(one, str) for one in scope.values())
+        or all(not isinstance(one, str) or one in names for one in scope.values())
     }
 
 

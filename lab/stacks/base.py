@@ -98,6 +98,10 @@ class Stack(ABC):
         command keeps printing new lines.
         """
 
+    def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        """The regions in the catalog of the instance *name*, besides its own, and their scopes."""
+        return {}
+
     def clouds(self, home: str | None = None) -> dict[str, Any]:
         """The content of ``clouds.yaml``: each instance's administrator, through its own proxy.
 
@@ -106,6 +110,7 @@ class Stack(ABC):
         """
 
         def cloud(instance: Instance) -> dict[str, Any]:
+            regions = self.regions(instance.name)
             user, project = ("admin", "admin")
             if home not in (None, instance.name):
                 user, project = (self.member, "demo")
@@ -121,6 +126,8 @@ class Stack(ABC):
                     "project_domain_name": "Default",
                 },
                 "region_name": instance.name,
+                # openstacksdk takes no other region than these.
+                **({"regions": [instance.name, *regions]} if regions else {}),
                 "identity_api_version": 3,
             }
 

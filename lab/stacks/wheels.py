@@ -101,6 +101,10 @@ class Wheels(Stack):
         paths = [str(log / f"{name}.log") for name in services]
         return ["tail", "-n", lines, *(["-F"] if follow else []), "--", *paths]
 
+    def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        """Each other instance, and each named scope."""
+        return _regions(self.lab, name)
+
     def _host_up(self, host: Host, steps: Steps) -> None:
         """Have the host bring its instance up; its steps become ours."""
         spec = _spec(self.lab, host).to_json()

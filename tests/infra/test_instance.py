@@ -161,9 +161,9 @@ def test_a_shell_has_the_administrators_password_of_its_own_instance_only(
     text = host.file(str(lab.host(instance.name).home / ".config/openstack/clouds.yaml"))
     clouds = yaml.safe_load(text.content_string)["clouds"]
     owners = yaml.safe_load((lab.config.state / "clouds.yaml").read_text())["clouds"]
-    assert set(clouds) == set(owners) == set(lab.config.names)
+    assert set(clouds) == set(owners) == {*lab.config.names, *lab.config.scopes}
     administrators = {
-        name for name, cloud in owners.items() if cloud["auth"]["password"] in text.content_string
+        name for name in lab.config.names if owners[name]["auth"]["password"] in text.content_string
     }
     assert administrators == {instance.name}
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest
 
 from lab import stacks
 from openstackoid.proxy.log import LogLine, parse_log_line
-from tests.conftest import RunningLab
+from tests.conftest import ROOT, RunningLab
 
 
 @dataclass(eq=False)
@@ -116,3 +117,15 @@ def hung(two: Shell) -> Iterator[None]:
         for worker in workers:
             os.kill(int(worker), signal.SIGCONT)
         time.sleep(2)
+
+
+@pytest.fixture(scope="session")
+def stock_openstack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``openstack`` command of a virtual environment without this project."""
+    venv = tmp_path_factory.mktemp("stock") / "venv"
+    uv = [str(Path(sys.prefix) / "bin" / "uv")]
+    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
+    install = ["pip", "install", "--quiet", "--python", str(venv / "bin" / "python")]
+    constraints = ["--constraints", str(ROOT / "constraints.txt")]
+    subprocess.run([*uv, *install, *constraints, "python-openstackclient"], check=True)
+    return venv / "bin" / "openstack"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 from openstackoid.scope import Scope
-from tests.conftest import ROOT, RunningLab
+from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 
 
@@ -34,18 +33,6 @@ def cloud(lab: RunningLab) -> dict[str, Any]:
     plain = settings["auth"]["auth_url"]
     settings["auth"]["auth_url"] = plain.replace("/identity", f"/{SCOPE.url_segment()}/identity")
     return settings
-
-
-@pytest.fixture(scope="module")
-def stock_openstack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ``openstack`` command of a virtual environment without this project."""
-    venv = tmp_path_factory.mktemp("stock") / "venv"
-    uv = [str(Path(sys.prefix) / "bin" / "uv")]
-    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
-    install = ["pip", "install", "--quiet", "--python", str(venv / "bin" / "python")]
-    constraints = ["--constraints", str(ROOT / "constraints.txt")]
-    subprocess.run([*uv, *install, *constraints, "python-openstackclient"], check=True)
-    return venv / "bin" / "openstack"
 
 
 @pytest.fixture

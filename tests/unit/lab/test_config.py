@@ -50,6 +50,8 @@ def test_the_repositorys_lab_has_two_instances_and_devstacks_flavors() -> None:
     assert (lab.provider, lab.stack, lab.image.name) == ("local", "wheels", "cirros")
     assert [(n.name, str(n.cidr)) for n in lab.networks] == [("private", "10.0.0.0/26")]
     assert lab.issuers("InstanceOne") == ("InstanceOne", "InstanceTwo")
+    assert lab.scopes == {"mixed": {"image": "InstanceTwo"}}
+    assert lab.regions
     assert lab.state == ROOT / ".lab"
 
 
@@ -148,6 +150,33 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
     assert described(tmp_path, text, Choices(number=1)).names == ("InstanceOne",)
 
 
+def test_a_scope_may_name_services_by_project_and_keeps_their_types(tmp_path: Path) -> None:
+    lab = described(tmp_path, TWO + "scopes: {mixed: {nova: A, glance: B}, home: {}}\n")
+    assert lab.scopes == {"mixed": {"compute": "A", "image": "B"}, "home": {}}
+
+
+def test_a_lab_needs_no_scopes(tmp_path: Path) -> None:
+    assert described(tmp_path, TWO).scopes == {}
+    assert described(tmp_path, TWO + "scopes:\n").scopes == {}
+
+
+def test_scopes_are_restricted_to_the_instances_that_a_number_makes(tmp_path: Path) -> None:
+    text = (ROOT / "lab.yaml").read_text()
+    assert described(tmp_path, text, Choices(number=1)).scopes == {}
+    assert set(described(tmp_path, text, Choices(number=3)).scopes) == {"mixed"}
+
+
+def test_scopes_that_are_no_scopes_are_refused_with_a_number(tmp_path: Path) -> None:
+    text = "addresses: {local: 127.0.%d.1}\nscopes: {x: {image: [InstanceOne]}, y: 1}\n"
+    with pytest.raises(LabError, match=r"scopes.x.image: .*string"):
+        described(tmp_path, text, Choices(number=1))
+
+
+def test_a_devstack_may_have_services_that_the_lab_does_not_know(tmp_path: Path) -> None:
+    lab = described(tmp_path, TWO + "stack: devstack\nscopes: {disks: {cinder: B}}\n")
+    assert lab.scopes == {"disks": {"block-storage": "B"}}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -178,6 +207,17 @@ def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path
         ),
         (TWO + "trust: {A: [Z]}\n", r"trust: 'Z' is not an instance; known: A, B"),
         (TWO + "trust: {Z: []}\n", r"trust: 'Z' is not an instance; known: A, B"),
+        (TWO + "scopes: {x: {image: Z}}\n", r"scopes: x: 'Z' is not an instance; known: A, B"),
+        (TWO + "scopes: {x: {imag: A}}\n", r"scopes.x: unknown service type 'imag' in scope"),
+        (TWO + "scopes: {x: {image: A, glance: B}}\n", r"scopes.x: .*'image' appears twice"),
+        (TWO + "scopes: {x: {cinder: A}}\n", r"scopes: x: .*no service of the type 'block-st"),
+        (TWO + "scopes: {x: {image: '?'}}\n", r"scopes.x: '\?' is not an instance name"),
+        (TWO + "scopes: {x: image=A}\n", r"scopes.x: .*(mapping|dictionary)"),
+        (TWO + "scopes: {a: {image: B}}\n", r"scopes: 'a' is the name of an instance"),
+        (TWO + "scopes: {x: {}, X: {}}\n", r"scopes: the name 'x' appears twice"),
+        (TWO + "scopes: {a=b: {}}\n", r"scopes.*: 'a=b' is not a name for a scope"),
+        (TWO + "scopes: [x]\n", r"scopes: .*(mapping|dictionary)"),
+        (TWO + "regions: sometimes\n", r"regions: .*boolean"),
         ("instances: []\n", r"instances: .*at least 1"),
         ("provider: local\n", r"the key 'instances' is missing"),
         ("instances: [{name: A, address: nowhere}]\n", r"instances.0.address: .*IPv4"),
