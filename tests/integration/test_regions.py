@@ -244,6 +244,8 @@ def test_an_up_adds_and_removes_regions_and_nothing_else(
         one.openstack("region create test-own")
         own = one.json("endpoint create --region test-own image public http://192.0.2.1/")["id"]
         assert up(more)["image"][0]["region"] == "InstanceOne"
+        # As with `regions: false`.
+        assert set(by_region(up({})["image"])) == {"InstanceOne", "test-own"}
     finally:
         left = up(dict(spec.regions))
     assert by_region(left["image"]).pop("test-own") == "http://192.0.2.1/"
