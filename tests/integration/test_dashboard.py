@@ -154,12 +154,15 @@ def person(
         # Selenium would ask a proxy for its own driver.
         patch.setenv("no_proxy", "*")
         pictures = tmp_path_factory.mktemp("dashboard")
-        terminal: Any = pytestconfig.pluginmanager.get_plugin("terminalreporter")
-        terminal.write_line(f"screenshots: {pictures}")
+        capturing: Any = pytestconfig.pluginmanager.get_plugin("capturemanager")
+        with capturing.global_and_fixture_disabled():
+            print(f"\nscreenshots: {pictures}")
         one = Person(url, passwords, pictures)
-        yield one
-        one.keeps_picture("at the end")
-        one.browser.quit()
+        try:
+            yield one
+            one.keeps_picture("at the end")
+        finally:
+            one.browser.quit()
 
 
 @pytest.fixture
