@@ -25,7 +25,6 @@ from lab.config import Lab
 from lab.errors import LabError
 from lab.passwords import passwords
 from lab.steps import Step, Steps
-from openstackoid.scope import Scope
 
 if TYPE_CHECKING:
     from lab.supervision import Supervisor
@@ -67,20 +66,12 @@ stdout_logfile_backups = 1
 """)
 
 
-def logins(instances: Sequence[str], clouds: Mapping[str, Any]) -> list[tuple[str, str]]:
+def logins(clouds: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The auth URL and the name of each entry of Horizon's login menu (AVAILABLE_REGIONS).
 
-    These are the *clouds* of ``clouds.yaml``. If they are just the *instances*, the first instance
-    has an entry with the images of each other one, too: a scoped auth URL is as good as any.
+    These are the *clouds* of ``clouds.yaml``: the instances and the named scopes.
     """
-    urls = {name: str(cloud["auth"]["auth_url"]) for name, cloud in clouds.items()}
-    if set(urls) == set(instances):
-        first, *others = instances
-        for other in others:
-            segment = Scope({"image": other}).url_segment()
-            scoped = urls[first].replace("/identity", f"/{segment}/identity")
-            urls[f"{first}, images of {other}"] = scoped
-    return [(url, name) for name, url in urls.items()]
+    return [(str(cloud["auth"]["auth_url"]), name) for name, cloud in clouds.items()]
 
 
 def settings(
@@ -191,7 +182,7 @@ class Dashboard:
         for directory in (local, self._directory / "sessions", self._state / "log"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret_key = passwords(self._lab, NAME, ("secret_key",))["secret_key"]
-        text = settings(logins(self._lab.names, clouds), self._address, self._directory, secret_key)
+        text = settings(logins(clouds), self._address, self._directory, secret_key)
         files.write(local / "__init__.py", "")
         files.write(local / "local_settings.py", text)
         supervisor = _SUPERVISOR.substitute(

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 #: The server that the tests make.
 SERVER = "test-dashboard"
-#: The entry of the login menu with the images of InstanceTwo.
-ACROSS = "InstanceOne, images of InstanceTwo"
+#: The entry of the login menu with the images of InstanceTwo: the named scope of lab.yaml.
+ACROSS = "mixed"
 #: Seconds that whatever a test waits for may take.
 PATIENCE = 60
 
