@@ -112,7 +112,7 @@ def _forget(layout: Layout) -> None:
         project_domain_name="Default",
     )
     url = f"{layout.auth_url}/regions/{layout.spec.name}"
-    Session(administrator).patch(url, json={"region": {"description": ""}})
+    Session(administrator).patch(url, json={"region": {"parent_region_id": None}})
 
 
 def main() -> None:

@@ -249,7 +249,7 @@ class Instance:
     def _write_catalog(self) -> None:
         """Make keystone's catalog what it shall be, unless it is.
 
-        Before keystone starts for the first time, that takes no requests and no other process.
+        At first that happens before keystone starts: it takes no request then.
         """
         written = self.layout.data / "catalog"
         wanted = catalog.digest(self.layout)
