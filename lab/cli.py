@@ -163,6 +163,29 @@ def dashboard(root: Path) -> None:
 
 
 @commands.command()
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    help="A scope to compare, or region:NAME; repeat it for several. Default: all kinds.",
+)
+@click.option("--regex", help="The tests, as Tempest chooses them. Default: all for our services.")
+@click.option("--short", is_flag=True, help="Three minutes' worth of tests for two scopes.")
+@click.pass_obj
+def conformance(root: Path, scopes: tuple[str, ...], regex: str | None, short: bool) -> None:
+    """Run Tempest with and without scopes, and show where it ends otherwise."""
+    from lab import conformance as tempest  # noqa: PLC0415 - few commands need it
+
+    if short and regex:
+        raise LabError("--short is a choice of tests, and so is --regex: give one of them")
+    regex = tempest.SHORT if short else regex or tempest.WHOLE
+    found = _lifecycle(root).conformance(scopes, regex, click.echo)
+    click.echo(tempest.table(found) or "Every test ends the same with and without a scope.")
+    if any(not one.limit for one in found):
+        sys.exit(1)
+
+
+@commands.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def status(root: Path, as_json: bool) -> None:

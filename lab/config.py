@@ -25,7 +25,7 @@ from pydantic import (
 from lab import files
 from lab.errors import LabError
 from lab.wheels.services import SERVICES
-from openstackoid.scope import INSTANCE_NAME, Scope, quoted
+from openstackoid.scope import INSTANCE_NAME, is_expression, quoted, read
 
 #: Port of every instance's scope-aware proxy, on the instance's own address.
 PROXY_PORT = 8888
@@ -85,7 +85,7 @@ def _scope_name(name: str) -> str:
 
 
 def _scope(services: Mapping[str, str]) -> Mapping[str, str]:
-    return Scope.parse(json.dumps(dict(services))).services
+    return dict(sorted(read(json.dumps(dict(services)), dict).items()))
 
 
 def _host_address(address: IPv4Address) -> IPv4Address:
@@ -259,7 +259,7 @@ class Lab(_Part):
     networks: tuple[Network, ...] = ()
     public: Public = Public()
     trust: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
-    #: Names of scopes: official service types to instances.
+    #: Names of scopes: official service types to instances, or to expressions over instances.
     scopes: Mapping[
         Annotated[str, AfterValidator(_scope_name)],
         Annotated[Mapping[str, str], AfterValidator(_scope)],
@@ -305,17 +305,27 @@ class Lab(_Part):
                 raise ValueError(
                     f"scopes: {name!r} is the name of an instance; choose another one for the scope"
                 )
-            for service, instance in scope.items():
-                if instance not in self.names:
-                    raise ValueError(
-                        f"scopes: {name}: {instance!r} is not an instance; known: "
-                        f"{_listed(self.names)}"
-                    )
+            for service, text in scope.items():
+                for instance in _instances_in(text):
+                    if instance not in self.names:
+                        raise ValueError(
+                            f"scopes: {name}: {instance!r} is not an instance; known: "
+                            f"{_listed(self.names)}"
+                        )
                 if self.stack == "wheels" and service not in _TYPES:
                     raise ValueError(
                         f"scopes: {name}: the stack wheels has no service of the type {service!r}; "
                         f"known: {_listed(_TYPES)}"
                     )
+
+    @property
+    def plain_scopes(self) -> Mapping[str, Mapping[str, str]]:
+        """The named scopes without an expression: those that an auth URL can hold."""
+        return {
+            name: scope
+            for name, scope in self.scopes.items()
+            if not any(map(is_expression, scope.values()))
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -560,8 +570,13 @@ def _possible(scopes: object, names: set[str]) -> object:
         name: scope
         for name, scope in scopes.items()
         if not isinstance(scope, dict)
-        or all(not isinstance(one, str) or one in names for one in scope.values())
+        or all(not isinstance(one, str) or _instances_in(one) <= names for one in scope.values())
     }
+
+
+def _instances_in(text: str) -> set[str]:
+    """The instances that the text of a scope's value names, which may be an expression."""
+    return set(re.findall(r"[^\s&|*()]+", text))
 
 
 def _refuse_twice(key: str, what: str, values: list[str]) -> None:

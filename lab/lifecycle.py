@@ -6,11 +6,11 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +21,9 @@ from lab.errors import LabError
 from lab.providers.base import Host, Provider
 from lab.stacks.base import InstanceStatus, Stack
 from lab.steps import Steps
+
+if TYPE_CHECKING:
+    from lab.conformance import Difference
 
 
 @dataclass
@@ -125,6 +128,20 @@ class Lifecycle:
         with locked(self.lab.state, "dashboard"), Steps(self.lab.state / "log") as steps:
             self._dashboard.up(self.stack.clouds()["clouds"], steps)
         return self._dashboard.url
+
+    def conformance(
+        self, scopes: Sequence[str], regex: str, say: Callable[[str], None]
+    ) -> list[Difference]:
+        """Compare Tempest's ends without a scope and with *scopes*.
+
+        :raises LabError: when the lab is down, a scope is invalid, or Tempest does not run.
+        """
+        from lab import conformance  # noqa: PLC0415 - few commands need it
+
+        if not self.hosts_up():
+            raise LabError("the lab is down: run ./setup-env.py up")
+        clouds = self.stack.clouds()["clouds"]
+        return conformance.compare(self.lab, clouds, scopes, regex, say)
 
     def show(self) -> None:
         """Make the tmux session show the instances that are up.

@@ -142,7 +142,7 @@ class Stack(ABC):
         return {
             "clouds": {
                 **{instance.name: cloud(instance) for instance in self.lab.instances},
-                **{name: scoped(scope) for name, scope in self.lab.scopes.items()},
+                **{name: scoped(scope) for name, scope in self.lab.plain_scopes.items()},
             },
             "scopes": {name: dict(scope) for name, scope in self.lab.scopes.items()},
         }

@@ -222,7 +222,7 @@ def _regions(lab: Lab, name: str) -> dict[str, dict[str, str]]:
     peers = {peer.name: dict.fromkeys(types, peer.name) for peer in lab.peers(name)}
     return {
         region: {service: one for service, one in scope.items() if service != "identity"}
-        for region, scope in {**peers, **lab.scopes}.items()
+        for region, scope in {**peers, **lab.plain_scopes}.items()
     }
 
 

@@ -155,6 +155,15 @@ def test_a_scope_may_name_services_by_project_and_keeps_their_types(tmp_path: Pa
     assert lab.scopes == {"mixed": {"compute": "A", "image": "B"}, "home": {}}
 
 
+def test_a_named_scope_may_have_an_expression_but_is_no_plain_one(tmp_path: Path) -> None:
+    text = TWO + "scopes: {all: {image: '*'}, either: {nova: A | B}, mixed: {image: B}}\n"
+    lab = described(tmp_path, text)
+    assert lab.scopes["either"] == {"compute": "A | B"}
+    assert set(lab.plain_scopes) == {"mixed"}
+    with pytest.raises(LabError, match="scopes: x: 'C' is not an instance"):
+        described(tmp_path, TWO + "scopes: {x: {image: A & C}}\n")
+
+
 def test_a_lab_needs_no_scopes(tmp_path: Path) -> None:
     assert described(tmp_path, TWO).scopes == {}
     assert described(tmp_path, TWO + "scopes:\n").scopes == {}
