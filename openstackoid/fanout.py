@@ -25,7 +25,9 @@ from cliff.columns import FormattableColumn
 from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
+from openstackclient.common import clientmanager
 from openstackclient.shell import OpenStackShell
+from stevedore import ExtensionManager
 
 from openstackoid.expression import All, First, Tree, leaves
 from openstackoid.merge import Cell, Output, Result, show
@@ -112,6 +114,7 @@ def run(
 
     *force* makes the shell of a fork use a plain scope.
     """
+    _import_commands()
     runs = _Runs(argv, options, force, _labels(plan))
     try:
         return show(asyncio.run(runs.execute(plan)))
@@ -121,6 +124,18 @@ def run(
         for name in runs.under_way.values():
             _warn(f"{name}: interrupted")
         return _INTERRUPTED
+
+
+def _import_commands() -> None:
+    """Import all commands once; each shell would import them again in its fork.
+
+    Source of the groups' names: ``openstackclient.shell.OpenStackShell._load_plugins``.
+    """
+    for module in clientmanager.PLUGIN_MODULES:
+        if version := getattr(module, "DEFAULT_API_VERSION", None):
+            name = module.API_NAME.replace("-", "_")
+            ExtensionManager(f"openstack.{name}.v{version.partition('.')[0]}")
+    ExtensionManager("openstack.common")
 
 
 @dataclass
