@@ -54,6 +54,7 @@ def neighbour(cloud: Cloud) -> Guest:
 def _check_data(guest: Guest) -> None:
     guest.becomes("ACTIVE")
     assert guest.run("cat /data/kept") == "kept"
+    guest.says("Linux version ")
     guest.says(f"{MARKER} InstanceOne")
 
 
