@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -184,12 +185,23 @@ class Conformance:
             *("--regex", regex, "--concurrency", str(_WORKERS)),
         ]
         with (directory / "tempest.log").open("wb") as log:
+            # Its workers do not end with it: they are in a group of their own.
             process = subprocess.Popen(
-                command, cwd=directory, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL
+                command,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
             )
             assert process.stdout  # noqa: S101 - a pipe
-            outcomes = _read(process.stdout, lambda found: self._progress(way, found))
-            process.wait()
+            try:
+                outcomes = _read(process.stdout, lambda found: self._progress(way, found))
+            except BaseException:
+                os.killpg(process.pid, signal.SIGTERM)
+                raise
+            finally:
+                process.wait()
         if not outcomes:
             raise LabError(f"Tempest ran no test: see {directory / 'tempest.log'}")
         took = time.monotonic() - began
