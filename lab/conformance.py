@@ -16,12 +16,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lab.bootstrap import VENV, ensure
 from lab.config import Lab
 from lab.errors import LabError
 from openstackoid.scope import Scope, ScopeError, read, scoped_auth_url
+
+if TYPE_CHECKING:
+    from openstack.connection import Connection
 
 #: What Tempest runs: all of its tests for the services that the lab has.
 WHOLE = (
@@ -211,6 +214,7 @@ class Conformance:
     def clean_up(self) -> None:
         """Remove what a test that failed has left behind, in all instances."""
         for index, name in enumerate(self._lab.names):
+            self._delete_servers(name)
             way = _way(name, name, self._clouds, name, Scope())
             config = self._directory / f"cleanup-{index}.conf"
             with config.open("w") as stream:
@@ -270,11 +274,8 @@ class Conformance:
 
     def _resources(self, way: Way) -> dict[str, str]:
         """The IDs of what the lab has on this way."""
-        from openstackoid import connect  # noqa: PLC0415 - slow to import
-
-        os.environ["OS_CLIENT_CONFIG_FILE"] = str(self._lab.state / "clouds.yaml")
         home = next(name for name in self._lab.names if self._is_at(name, way))
-        with connect(home, dict(way.scope)) as connection:
+        with self._connect(home, way.scope) as connection:
             flavors = {flavor.name: flavor.id for flavor in connection.compute.flavors()}
             smallest, other, *_ = [flavors[flavor.name] for flavor in self._lab.flavors]
             image = connection.image.find_image(self._lab.image.name, ignore_missing=False)
@@ -287,6 +288,21 @@ class Conformance:
             "public": public.id if public else "",
             "extensions": ",".join(extensions),
         }
+
+    def _delete_servers(self, name: str) -> None:
+        """Delete Tempest's servers in the instance *name*: its own clean-up misses some."""
+        with self._connect(name, {}) as connection:
+            servers = list(connection.compute.servers(all_projects=True, name="^tempest-"))
+            for server in servers:
+                connection.compute.delete_server(server)
+            for server in servers:
+                connection.compute.wait_for_delete(server)
+
+    def _connect(self, name: str, scope: Mapping[str, str]) -> Connection:
+        from openstackoid import connect  # noqa: PLC0415 - slow to import
+
+        os.environ["OS_CLIENT_CONFIG_FILE"] = str(self._lab.state / "clouds.yaml")
+        return connect(name, scope)
 
     def _is_at(self, name: str, way: Way) -> bool:
         frontend = self._clouds[name]["auth"]["auth_url"].removesuffix("/identity/v3")
