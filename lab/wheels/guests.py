@@ -30,6 +30,8 @@ from lab.wheels.ovn import make_emulator
 #: Debian packages with the hypervisor, its Python binding, and what nova calls for guests' disks.
 PACKAGES = (
     "genisoimage",
+    # For whoever wants to see a guest answer.
+    "iputils-ping",
     "libvirt-daemon",
     "libvirt-daemon-driver-qemu",
     "python3-libvirt",

@@ -154,7 +154,8 @@ table ip {self.device} {{
         """
         wanted = self.gateway.network
         for device, taken in _networks():
-            if device != self.device and taken.overlaps(wanted):
+            # What is being deleted has lost its name, but not yet its routes.
+            if device != self.device and taken.overlaps(wanted) and _exists(device):
                 raise LabError(
                     f"the range {wanted} of {self.instance} is taken: interface {device} has "
                     f"{taken}; choose another range in lab.yaml"

@@ -145,7 +145,7 @@ paths = st.tuples(
         ]
     ),
 ).map("".join) | st.sampled_from(
-    ["/", "//image", "/imagex", "/scope", "/scope/", "/scope/e30", "/SCOPE/e30/image", "/*"]
+    ["/", "//image", "/imagex", "/scopes", "/scope/", "/scope/e30", "/SCOPE/e30/image", "/*"]
 )
 segments = st.one_of(
     scopes.map(in_url),
