@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class RunningLab:
-    """The lab of this repository, completely up; its tmux session is on *tmux_socket*."""
+    """A lab that is completely up; its tmux session is on *tmux_socket*."""
 
     config: Lab
     tmux_socket: str
@@ -78,7 +79,9 @@ class RunningLab:
         self, *arguments: str, stdin: str = "", check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run ``./setup-env.py ARGUMENTS…``."""
-        return _setup_env(*arguments, socket=self.tmux_socket, stdin=stdin, check=check)
+        return _setup_env(
+            *arguments, socket=self.tmux_socket, stdin=stdin, check=check, root=self.config.root
+        )
 
     def ssh(
         self, name: str, *argv: str, stdin: str = "", check: bool = True
@@ -105,6 +108,34 @@ def lab() -> Iterator[RunningLab]:
         end_tmux(socket)
 
 
+def clone(directory: Path, address: str, external_range: str) -> Path:
+    """A clone of this repository in *directory*, whose lab may run beside another one.
+
+    *address* and *external_range* have ``%d`` for an instance's number: ``127.66.%d.1``.
+    """
+    repository = directory / "openstackoid"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(repository)], check=True)
+    description = repository / "lab.yaml"
+    text = description.read_text().replace("127.0.%d.1", address)
+    description.write_text(text.replace("172.24.%d.0/24", external_range))
+    return repository
+
+
+@contextmanager
+def lab_of(repository: Path, *options: str) -> Iterator[RunningLab]:
+    """The lab of a *repository* that has none yet, up with *options*; afterwards, it is destroyed.
+
+    It shares what is installed with no other one, except for the caches of the package manager.
+    """
+    socket = f"openstackoid-test-{os.getpid()}-{repository.parent.name}"
+    try:
+        _setup_env("up", "--no-attach", *options, socket=socket, root=repository)
+        yield RunningLab(load(repository), socket)
+    finally:
+        _setup_env("destroy", socket=socket, root=repository)
+        end_tmux(socket)
+
+
 def end_tmux(socket: str) -> None:
     """End the tmux server on *socket*; tmux itself leaves the socket's file."""
     subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, check=False)
@@ -113,10 +144,10 @@ def end_tmux(socket: str) -> None:
 
 
 def _setup_env(
-    *arguments: str, socket: str, stdin: str = "", check: bool = True
+    *arguments: str, socket: str, stdin: str = "", check: bool = True, root: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [str(ROOT / "setup-env.py"), *arguments],
+        [str(root / "setup-env.py"), *arguments],
         env=_environment(socket),
         input=stdin,
         capture_output=True,

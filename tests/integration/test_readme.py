@@ -15,7 +15,7 @@ import pytest
 
 from lab import processes
 from lab.wheels import netns
-from tests.conftest import ROOT
+from tests.conftest import ROOT, clone
 
 BLOCK = re.compile(r"#\+begin_src sh\n(.*?)#\+end_src", re.DOTALL)
 #: The one command that cannot run inside itself; CI runs it.
@@ -23,14 +23,10 @@ TEST = "./setup-env.py test"
 
 
 @pytest.fixture
-def clone() -> Iterator[Path]:
+def repository() -> Iterator[Path]:
     """A clone whose instances have other addresses than a lab that may be running."""
     directory = Path(tempfile.mkdtemp(prefix="clone-"))
-    repository = directory / "openstackoid"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(repository)], check=True)
-    description = repository / "lab.yaml"
-    text = description.read_text().replace("127.0.%d", "127.66.%d")
-    description.write_text(text.replace("172.24.%d", "172.26.%d"))
+    repository = clone(directory, "127.66.%d.1", "172.26.%d.0/24")
     yield repository
     if (repository / ".lab").exists():
         subprocess.run([str(repository / "setup-env.py"), "destroy"], check=False)
@@ -47,19 +43,19 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 
 def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
-    clone: Path,
+    repository: Path,
 ) -> None:
     socket = f"openstackoid-readme-{os.getpid()}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
     environment |= {"OPENSTACKOID_TMUX_SOCKET": socket}
-    before = set(clone.iterdir())
+    before = set(repository.iterdir())
     outputs = {}
-    for command in _commands(clone / "README.org"):
+    for command in _commands(repository / "README.org"):
         if command == TEST:
             continue
         done = subprocess.run(
             ["bash", "-c", command],
-            cwd=clone,
+            cwd=repository,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -72,7 +68,7 @@ def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
     [created] = [text for command, text in outputs.items() if "server create" in command]
     assert created == "ACTIVE\n"
 
-    state = clone / ".lab"
+    state = repository / ".lab"
     assert processes.marked(state) == []
     links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
     assert netns.prefix(state) not in links
@@ -86,8 +82,8 @@ def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
         if one.status == psutil.CONN_LISTEN and str(one.laddr).startswith("addr(ip='127.66.")
     ]
     assert listening == []
-    assert set(clone.iterdir()) - before == {clone / ".venv"}
+    assert set(repository.iterdir()) - before == {repository / ".venv"}
     changed = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True
+        ["git", "status", "--porcelain"], cwd=repository, capture_output=True, text=True, check=True
     )
     assert changed.stdout == " M lab.yaml\n"

@@ -1,0 +1,110 @@
+"""Expressions over three instances in a lab of their own: one is killed, one hangs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psutil
+import pytest
+
+from lab import processes
+from tests.conftest import RunningLab, clone, lab_of
+
+NAMES = ["InstanceOne", "InstanceTwo", "InstanceThree"]
+CREATE = "server create test-everywhere --image cirros --flavor m1.nano --network private --wait"
+
+Run = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
+    """A lab of three instances, of a clone of this repository."""
+    repository = clone(tmp_path_factory.mktemp("three"), "127.68.%d.1", "172.28.%d.0/24")
+    with lab_of(repository, "-n", "3", "--hypervisor", "fake") as lab:
+        yield lab
+
+
+@pytest.fixture
+def run(three: RunningLab) -> Run:
+    """Runs an ``openstack`` command in InstanceOne's shell."""
+    return lambda line: three.ssh("InstanceOne", "openstack", *shlex.split(line), check=False)
+
+
+def _signal(programs: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for program in programs:
+        program.send_signal(number)
+
+
+def _rows(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows
+
+
+def test_a_server_is_made_in_every_instance_and_removed(run: Run) -> None:
+    made = run(f"{CREATE} -f json --scope 'compute=*' --scope-timeout 120")
+    assert made.returncode == 0, made.stderr
+    assert [(row["Instance"], row["status"]) for row in _rows(made)] == [
+        (name, "ACTIVE") for name in NAMES
+    ]
+    listed = run("server list -f json --scope 'compute=*'")
+    assert [(row["Instance"], row["Name"]) for row in _rows(listed)] == [
+        (name, "test-everywhere") for name in NAMES
+    ]
+    removed = run("server delete test-everywhere --wait --scope 'compute=*' --scope-timeout 120")
+    assert removed.stdout.splitlines() == [f"{name}: done" for name in NAMES]
+    assert _rows(run("server list -f json --scope 'compute=*'")) == []
+
+
+def test_a_killed_instance_hides_no_other_and_is_back_after_up(run: Run, three: RunningLab) -> None:
+    _signal(processes.marked(three.config.state, "InstanceTwo"), signal.SIGKILL)
+    began = time.monotonic()
+    listed = run("image list -f json --scope 'image=*'")
+    took = time.monotonic() - began
+    print(f"three instances, one killed: {took:.1f} s")
+    assert listed.returncode == 1
+    one, two, other = _rows(listed)
+    assert (one["Name"], other["Name"]) == ("cirros", "cirros")
+    assert (two["Instance"], two["ID"]) == ("InstanceTwo", None)
+    assert "instance InstanceTwo cannot be reached" in two["Error"]
+    assert took < 10  # A client that waits for its own time-out needs 30 s.
+
+    made = run(
+        f"{CREATE} -f value -c status --scope 'compute=InstanceTwo | InstanceThree | InstanceOne'"
+        " --scope-timeout 120"
+    )
+    assert made.stdout == "ACTIVE\n"
+    assert "InstanceTwo: 503: instance InstanceTwo cannot be reached" in made.stderr
+    found = _rows(run("server list -f json --scope 'compute=InstanceThree & InstanceOne'"))
+    assert [row["Instance"] for row in found] == ["InstanceThree"]
+    run("server delete test-everywhere --wait --scope compute=InstanceThree")
+
+    three.setup_env("up", "--no-attach")
+    assert [row["Instance"] for row in _rows(run("image list -f json --scope 'image=*'"))] == NAMES
+
+
+def test_an_instance_that_hangs_hides_no_other_and_is_back_when_it_goes_on(
+    run: Run, three: RunningLab
+) -> None:
+    programs = processes.marked(three.config.state, "InstanceThree")
+    _signal(programs, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        listed = run("server list -f json --scope 'compute=*'")
+        print(f"three instances, one hung: {time.monotonic() - began:.1f} s")
+        assert listed.returncode == 1
+        [failed] = _rows(listed)
+        assert failed["Instance"] == "InstanceThree"
+        assert "instance InstanceThree cannot be reached" in failed["Error"]
+        states = {row["Name"]: row["State"] for row in _rows(run("scope list -f json"))}
+        assert [states[name] for name in NAMES] == ["up", "up", "down"]
+    finally:
+        _signal(programs, signal.SIGCONT)
+    deadline = time.monotonic() + 30
+    while run("server list -f json --scope 'compute=*'").returncode != 0:
+        assert time.monotonic() < deadline
