@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
-from openstackoid.scope import INSTANCE_NAME, Scope, ScopeError
+from openstackoid.scope import INSTANCE_NAME, Scope, ScopeError, is_expression
 
 ANY = "*"
 #: Settings of a cloud that end a request to an unavailable service at once. Otherwise openstacksdk
@@ -91,6 +91,7 @@ def expand(scope: Mapping[str, str], known: Sequence[str]) -> Tree[Scope]:
 
     *scope* maps official service types to expressions. If several services vary, the result has
     every combination. The first service type in alphabetical order varies slowest, as in a tag.
+    Where compute varies, an unnamed network varies with it: a server needs one of its instance.
 
     :raises ScopeError: when an expression is invalid, or ``*`` stands for no instance.
     """
@@ -102,6 +103,8 @@ def expand(scope: Mapping[str, str], known: Sequence[str]) -> Tree[Scope]:
         if combinations > MOST_COMBINATIONS:
             raise ScopeError(f"the scope has more than {MOST_COMBINATIONS} combinations")
         plan = replace(plan, lambda plain: _varied(plain, service, instances))  # noqa: B023
+    if "network" not in scope and is_expression(scope.get("compute", "")):
+        return replace(plan, lambda plain: plain.merged({"network": plain["compute"]}))
     return plan
 
 

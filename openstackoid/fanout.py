@@ -32,6 +32,7 @@ from stevedore import ExtensionManager
 from openstackoid.expression import All, First, Tree, leaves
 from openstackoid.merge import Cell, Output, Result, show
 from openstackoid.scope import Scope
+from openstackoid.shared_input import SharedInput
 
 #: The number of forks that run at the same time.
 AT_A_TIME = 32
@@ -149,6 +150,7 @@ class _Runs:
     #: The process IDs of forks, with their labels.
     under_way: dict[int, str] = field(default_factory=dict)
     finished: list[Result] = field(default_factory=list)
+    stdin: SharedInput = field(default_factory=SharedInput)
     _at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
 
     async def execute(self, tree: Tree[Scope]) -> list[Result]:
@@ -205,9 +207,9 @@ class _Runs:
     ) -> NoReturn:
         try:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            for ours, standard in ((nothing, 0), (stdout.fileno(), 1), (stderr.fileno(), 2)):
-                os.dup2(ours, standard)
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stderr.fileno(), 2)
+            self.stdin.use()
             self.force(scope)
             shell, began = Shell(), datetime.now(UTC).replace(microsecond=0)
             try:
@@ -267,6 +269,8 @@ def _labels(plan: Tree[Scope]) -> Callable[[Scope], str]:
     """Names a plain scope of *plan* by what differs from the other ones."""
     scopes = list(leaves(plan))
     varying = [service for service in scopes[0] if len({scope[service] for scope in scopes}) > 1]
+    if all(scope.get("network") == scope.get("compute") for scope in scopes):
+        varying = [service for service in varying if service != "network"]
     if len(varying) == 1:
         return lambda scope: scope[varying[0]]
     shown = varying or list(scopes[0])

@@ -156,6 +156,13 @@ def test_several_services_make_every_combination_in_the_order_of_a_tag(
     assert found == list(itertools.product(first, second))
 
 
+@given(expressions, st.booleans())
+def test_an_unnamed_network_is_where_compute_is_if_that_varies(text: str, is_named: bool) -> None:
+    scope = {"compute": f"A & {text}", **({"network": "A"} if is_named else {})}
+    for plain in leaves(expand(scope, KNOWN)):
+        assert plain["network"] == ("A" if is_named else plain["compute"])
+
+
 def test_a_plain_scope_is_a_plan_of_one() -> None:
     assert expand({"image": "A", "compute": "B"}, []) == Scope({"image": "A", "compute": "B"})
 
