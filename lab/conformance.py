@@ -7,6 +7,7 @@ may not end otherwise with one.
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import signal
@@ -42,7 +43,8 @@ SHORT = (
 #: Differences that are no fault, as regular expressions, with their reasons.
 LIMITS: Mapping[str, str] = {}
 
-_WORKERS = 2
+#: Tests spend most of their time waiting.
+_WORKERS = 3 * (os.cpu_count() or 1)
 _DONE = {"success", "xfail"}
 
 
@@ -207,6 +209,9 @@ class Conformance:
                 process.wait()
         if not outcomes:
             raise LabError(f"Tempest ran no test: see {directory / 'tempest.log'}")
+        (directory / "outcomes.json").write_text(
+            json.dumps({test: vars(outcome) for test, outcome in outcomes.items()}, indent=1)
+        )
         took = time.monotonic() - began
         self._say(f"{way.name}: {_counts(outcomes)} in {took:.0f} s")
         return outcomes

@@ -48,16 +48,21 @@ def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> No
 
 @dataclass(frozen=True)
 class Guest:
-    """The server *id* in *cloud*; *address* is its own, and *floating* the one from outside."""
+    """The server *id* in *cloud*; *address* is its own, and *floating* the one from outside.
+
+    There, ssh answers at *port*.
+    """
 
     cloud: Cloud
     id: str
     address: str
     floating: str
+    port: int = 22
 
     def ssh(self, command: str, key: str | Path = "") -> list[str]:
         """The command that runs *command* in the guest."""
-        return [*_SSH, "-i", str(key or self.cloud.key), f"root@{self.floating}", command]
+        place = f"ssh://root@{self.floating}:{self.port}"
+        return [*_SSH, "-i", str(key or self.cloud.key), place, command]
 
     def tries(self, command: str) -> str | None:
         """What *command* says in the guest; None if ssh does not get there, or it fails."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import hashlib
 import json
 import shlex
 import subprocess
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from openstackoid import sdk
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 
@@ -54,6 +57,23 @@ def test_a_command_that_writes_says_where_it_has(run: Any) -> None:  # noqa: ANN
     assert made.returncode == 0
     removed = run(f"keypair delete test-everywhere {scope}")
     assert removed.stdout == "InstanceOne: done\nInstanceTwo: done\n"
+
+
+def test_every_instance_gets_the_whole_standard_input(lab: RunningLab, one: Shell) -> None:
+    line = "openstack image create test-everywhere --disk-format raw --container-format bare"
+    scope = "--scope 'image=*'"
+    shell = f"head -c 300000 /dev/zero | {line} {scope} -f value -c checksum"
+    try:
+        sums = lab.ssh("InstanceOne", "bash", "-c", shell).stdout.split()
+        whole = hashlib.md5(bytes(300_000), usedforsecurity=False).hexdigest()
+        assert sums.count(whole) == len(lab.config.names)
+    finally:
+        one.openstack(f"image delete test-everywhere {scope}")
+
+
+def test_the_examples_of_the_library_hold(lab: RunningLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(lab.config.state / "clouds.yaml"))
+    assert doctest.testmod(sdk) == doctest.TestResults(failed=0, attempted=4)
 
 
 def test_the_first_instance_that_works_serves_alone(run: Any, one: Shell) -> None:  # noqa: ANN401

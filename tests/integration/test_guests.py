@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -106,6 +107,68 @@ def test_guests_of_two_instances_reach_each_other_by_floating_addresses(
     abroad = clouds("InstanceTwo").boot("abroad")
     guest.run(f"ping -c 1 -W 5 {abroad.floating}")
     abroad.run(f"ping -c 1 -W 5 {guest.floating}")
+
+
+def test_a_port_of_a_floating_address_leads_to_a_guest(cloud: Cloud) -> None:
+    network = cloud.api.network
+    id_ = cloud.create("behind", "--image cirros --wait")
+    [port] = network.ports(device_id=id_)
+    address = port.fixed_ips[0]["ip_address"]
+    public = network.find_network("public", ignore_missing=False)
+    floating = network.create_ip(floating_network_id=public.id)
+    try:
+        forwarding = network.create_floating_ip_port_forwarding(
+            floating,
+            internal_port_id=port.id,
+            internal_ip_address=address,
+            internal_port=22,
+            external_port=2222,
+            protocol="tcp",
+        )
+        guest = Guest(cloud, id_, address, floating.floating_ip_address, 2222)
+        assert guest.run("hostname") == f"{OURS}-behind"
+        network.delete_floating_ip_port_forwarding(floating, forwarding)
+    finally:
+        network.delete_ip(floating)
+
+
+def test_a_policy_limits_the_bandwidth_of_a_guest(cloud: Cloud, neighbour: Guest) -> None:
+    network = cloud.api.network
+    [port] = network.ports(device_id=neighbour.id)
+
+    def seconds() -> float:
+        began = time.monotonic()
+        neighbour.run("head -c 1000000 /dev/zero >&2")
+        return time.monotonic() - began
+
+    neighbour.run("true")
+    free = seconds()
+    policy = network.create_qos_policy(name=OURS)
+    network.create_qos_bandwidth_limit_rule(policy, max_kbps=1000, direction="egress")
+    network.update_port(port, qos_policy_id=policy.id)
+    try:
+        limited = seconds()
+    finally:
+        network.update_port(port, qos_policy_id=None)
+        network.delete_qos_policy(policy)
+    print(f"1 MB out of a guest: {free:.1f} s, with a limit of 1 Mbit/s {limited:.1f} s")
+    assert limited > free + 3
+
+
+def test_a_trunk_tags_the_packets_of_its_subports(cloud: Cloud) -> None:
+    network = cloud.api.network
+    private = network.find_network("private", ignore_missing=False)
+    parent, sub = (network.create_port(network_id=private.id, name=OURS) for _ in range(2))
+    segment = {"port_id": sub.id, "segmentation_type": "vlan", "segmentation_id": 101}
+    trunk = network.create_trunk(name=OURS, port_id=parent.id, sub_ports=[segment])
+    try:
+        database = f"--db=unix:{cloud.shell.directory}/run/ovn/db.sock"
+        get = ("ovn-nbctl", database, "get", "Logical_Switch_Port", sub.id, "parent_name", "tag")
+        assert cloud.shell.run(*get).split() == [f'"{parent.id}"', "101"]
+    finally:
+        network.delete_trunk(trunk)
+        for port in (sub, parent):
+            network.delete_port(port)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from openstackoid.scope import Scope
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 
+HOST = "Hypervisor Hostname"
+
 
 class Stock(Protocol):
     """The output of the stock ``openstack`` command with these arguments."""
@@ -254,3 +256,16 @@ def test_an_up_adds_and_removes_regions_and_nothing_else(
     assert catalog(cloud)[1] == before
     assert "test-region" not in one.openstack("region list -f value -c Region").split()
     assert one.pid("keystone") == keystone
+
+
+def test_a_region_takes_the_place_of_a_scope_for_the_services_that_it_names(
+    one: Shell, two: Shell, lab: RunningLab
+) -> None:
+    images = "image list -f value -c ID"
+    assert one.openstack(f"{images} --scope image=InstanceTwo") == two.image
+    there = "--os-region-name InstanceTwo"
+    assert one.openstack(f"{there} {images} --scope image=InstanceOne") == two.image
+    assert one.openstack(f"--os-region-name mixed hypervisor list -f value -c '{HOST}'") == one.name
+    mixed = "--os-region-name mixed --scope compute=InstanceTwo"
+    assert one.openstack(f"{mixed} hypervisor list -f value -c '{HOST}'") == two.name
+    assert one.openstack(f"{mixed} {images}") == two.image
