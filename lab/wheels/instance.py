@@ -19,7 +19,7 @@ import pymysql
 from lab import files, guest, image, ports
 from lab.image import ImageFile
 from lab.supervision import Supervisor
-from lab.wheels import catalog, configure, database, guests, launch
+from lab.wheels import catalog, configure, database, guests, launch, netns
 from lab.wheels.forkserver import retire
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import Program, fork_servers, programs
@@ -156,6 +156,11 @@ class Instance:
             # They would hold on to the earlier one, and to its way to the host.
             for name in ("nova-compute", "ovn-controller", "ovs-vswitchd", "haproxy"):
                 self.supervisor.stop_program(name)
+        if chain := netns.dropping_chain():
+            self._note(
+                f"guests do not reach other instances or the outside: the firewall's chain {chain} "
+                f"drops what it does not accept. Have it accept {self.layout.namespace.device}"
+            )
         self.layout.ovn.prepare()
         guests.prepare(self.layout)
         # They take seconds, and nobody needs them yet.

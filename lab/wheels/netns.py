@@ -167,6 +167,22 @@ def prefix(state: Path) -> str:
     return f"osd{_digest(str(state))}"
 
 
+def dropping_chain() -> str | None:
+    """The chain of the host's firewall that drops what nobody accepts; guests reach no peer then.
+
+    A chain of ours could not overrule it (nft(8), VERDICT STATEMENT). Those of iptables-legacy are
+    not seen.
+
+    :raises LabError: when nftables does not answer.
+    """
+    for entry in json.loads(run("nft", "-j", "list", "chains"))["nftables"]:
+        chain = entry.get("chain", {})
+        forwards = chain.get("hook") == "forward" and chain["family"] in ("ip", "inet")
+        if forwards and chain.get("policy") == "drop":
+            return f"{chain['family']} {chain['table']} {chain['name']}"
+    return None
+
+
 def remove(state: Path) -> None:
     """Remove every namespace of the lab in *state*, whatever is left of it; none is no error.
 

@@ -72,6 +72,8 @@ def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
     assert processes.marked(state) == []
     links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
     assert netns.prefix(state) not in links
+    if shutil.which("nft", path=netns.SBIN):
+        assert netns.prefix(state) not in netns.run("nft", "list", "tables")
     left = [*Path("/run").glob(f"{netns.prefix(state)}*"), *Path("/run").glob("netns/osd*")]
     assert [path for path in left if netns.prefix(state) in path.name] == []
     guests = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]

@@ -330,3 +330,24 @@ def test_a_process_that_enters_sees_its_own_interfaces_and_name_and_the_host_kee
     assert name == "inside"
     assert {"br-ex", "br-int", "lo", "port", "uplink"} <= set(interfaces)
     assert (os.uname().nodename, sorted(Path("/sys/class/net").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("chain", "found"),
+    [
+        ("type filter hook forward priority 0; policy drop;", "inet firewall passing"),
+        ("type filter hook forward priority 0; policy accept;", None),
+        ("type filter hook input priority 0; policy drop;", None),
+        ("", None),
+    ],
+)
+def test_a_firewall_that_drops_what_guests_send_is_found(chain: str, found: str | None) -> None:
+    rules = f"table inet firewall {{ chain passing {{ {chain} }}; }}"
+    code = (
+        "import sys; from lab.wheels.netns import dropping_chain, run\n"
+        "run('nft', '-f', '-', text=sys.argv[1]); print(dropping_chain())"
+    )
+    # In a network namespace of its own, for no other packet to be dropped.
+    command = ["unshare", "--net", sys.executable, "-c", code, rules]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{found}\n"
