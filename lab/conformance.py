@@ -246,7 +246,9 @@ class Conformance:
                 "oslo_concurrency": {"lock_path": str(directory / "lock")},
                 "auth": {
                     "use_dynamic_credentials": "true",
-                    "tempest_roles": "member",
+                    "tempest_roles": "member,reader",
+                    # With a network of its own, a project of Tempest's has a router, too.
+                    "create_isolated_networks": str("router" in found["extensions"]).lower(),
                     "admin_username": way.user["username"],
                     "admin_password": way.user["password"],
                     "admin_project_name": way.user["project_name"],
@@ -260,12 +262,14 @@ class Conformance:
                 "compute": {
                     "image_ref": found["image"], "image_ref_alt": found["image"],
                     "flavor_ref": found["flavor"], "flavor_ref_alt": found["other flavor"],
+                    "fixed_network_name": next((one.name for one in self._lab.networks), ""),
                     "min_compute_nodes": "1", "build_timeout": "120",
                 },
                 "compute-feature-enabled": {
                     "vnc_console": "false", "spice_console": "false", "live_migration": "false",
                     "block_migration_for_live_migration": "false",
                     "attach_encrypted_volume": "false",
+                    "resize": str(self._lab.hypervisor == "libvirt").lower(),
                 },
                 "validation": {"run_validation": "false", "image_ssh_user": "root"},
                 "network": {

@@ -38,14 +38,20 @@ class Wheels(Stack):
     def __init__(self, lab: Lab, connect: Connect) -> None:
         super().__init__(lab, connect)
         self._hypervisor: Hypervisor = "libvirt" if lab.hypervisor == "libvirt" else "fake"
+        #: Whether the instance runs as another user than the one who logs in.
+        self._as_root = self._hypervisor == "libvirt" and lab.provider != "local"
         if self._hypervisor == "libvirt":
-            self.needs = Needs(packages=(*self.needs.packages, *GUEST_PACKAGES))
+            packages = (*self.needs.packages, *GUEST_PACKAGES)
+            self.needs = Needs((*packages, "sudo"), root=True) if self._as_root else Needs(packages)
 
     @classmethod
     def hypervisor(cls, lab: Lab, *, is_here: bool) -> tuple[str, str]:
-        """Libvirt where it works: it needs root on the host, and network namespaces."""
-        if lab.hypervisor == "fake":
-            return "fake", "as chosen"
+        """Libvirt where it works: it needs root on the host, and network namespaces.
+
+        Machines have it only on request, since it costs each of them packages and memory.
+        """
+        if lab.hypervisor == "fake" or (lab.hypervisor == "libvirt" and not is_here):
+            return lab.hypervisor, "as chosen"
         fault = unusable(is_here=is_here)
         if lab.hypervisor == "libvirt" and fault:
             raise LabError(f"the hypervisor libvirt cannot be had: {fault}")
@@ -77,7 +83,9 @@ class Wheels(Stack):
         for_each(hosts, lambda host: self._ask(host, "halt"))
 
     def destroy(self, hosts: Sequence[Host]) -> None:
-        """Nothing of this stack lies outside of the instances' directories."""
+        """Remove what root has on machines; all else is in the instances' directories."""
+        if self._as_root:
+            for_each(hosts, lambda host: self._ask(host, "destroy"))
 
     def status(self, host: Host) -> InstanceStatus:
         """What supervisor says of each program, and the proxy of each peer."""
@@ -109,18 +117,21 @@ class Wheels(Stack):
         """Have the host bring its instance up; its steps become ours."""
         spec = _spec(self.lab, host).to_json()
         events = _Events(steps, host.name)
-        python = str(host.shared / "venv" / "bin" / "python")
-        remote = self.connect(host)
-        result = remote.run(
-            [python, "-m", "lab.wheels", "up"], stdin=spec, on_line=events.line, check=False
+        result = self.connect(host).run(
+            self._command(host, "up"), stdin=spec, on_line=events.line, check=False
         )
         events.end(result.ok)
 
+    def _command(self, host: Host, command: str) -> list[str]:
+        """``python -m lab.wheels COMMAND`` on the *host*, as the user whose instance it is."""
+        python = str(host.shared / "venv" / "bin" / "python")
+        prefix = ["sudo", "-n", "--"] if self._as_root else []
+        return [*prefix, python, "-m", "lab.wheels", command]
+
     def _ask(self, host: Host, command: str) -> dict[str, Any]:
         """What ``python -m lab.wheels COMMAND`` answers on the host; {} where it is not there."""
-        python = host.shared / "venv" / "bin" / "python"
         result = self.connect(host).run(
-            [str(python), "-m", "lab.wheels", command],
+            self._command(host, command),
             stdin=_spec(self.lab, host).to_json(),
             check=False,
         )
@@ -134,7 +145,7 @@ class Wheels(Stack):
 def unusable(*, is_here: bool) -> str:
     """Why the hypervisor libvirt cannot be had, as half a sentence; nothing where it can."""
     if not is_here:
-        return "the machines of this provider run the stack wheels without root"
+        return "machines have real guests only with hypervisor: libvirt"
     if os.geteuid() != 0:
         return "guests need root: run setup-env.py as root"
     try:
@@ -237,5 +248,11 @@ def _real(lab: Lab, name: str) -> dict[str, Any]:
             "gateway": f"{public[1]}/{public.prefixlen}",
             "reach_peers": lab.public.reach_peers,
             "reach_outside": lab.public.reach_outside,
+            # On this machine, the peers' ranges are behind interfaces of its own.
+            "peers": {
+                str(peer.public): str(peer.address)
+                for peer in lab.peers(name)
+                if lab.provider != "local"
+            },
         },
     }

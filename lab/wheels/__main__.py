@@ -1,4 +1,4 @@
-"""``python -m lab.wheels {up,halt,status}``, with a specification on standard input.
+"""``python -m lab.wheels {up,halt,status,destroy}``, with a specification on standard input.
 
 It reports on standard output, one JSON object a line: ``{"started": …}`` and ``{"step": …,
 "seconds": …}`` around each step, ``{"note": …}`` for a line that the user should read and
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 
 from lab.errors import LabError
+from lab.wheels import guests
 from lab.wheels.database import DatabaseError
 from lab.wheels.instance import Instance, InstanceError
 from lab.wheels.launch import LaunchError
@@ -52,8 +53,12 @@ def main() -> int:
                 instance.halt()
             case ["status"]:
                 _say(programs=instance.supervisor.states(), peers=instance.peers())
+            case ["destroy"]:
+                # The only instance of a machine: what lies outside of its directory is gone then.
+                instance.halt()
+                guests.remove(instance.layout.directory.parent)
             case _:
-                sys.stderr.write("usage: python -m lab.wheels {up,halt,status}\n")
+                sys.stderr.write("usage: python -m lab.wheels {up,halt,status,destroy}\n")
                 return 2
     except (InstanceError, LabError, DatabaseError, LaunchError, ProxyError) as error:
         _say(error=str(error))

@@ -127,6 +127,7 @@ class Layout:
             ipaddress.IPv4Interface(public["gateway"]),
             reach_peers=public["reach_peers"],
             reach_outside=public["reach_outside"],
+            peers=public["peers"],
         )
 
     @cached_property

@@ -19,7 +19,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWNET = 0x40000000
 # sys/mount.h
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
+# Marks our routes (rtnetlink(7), rtm_protocol); no routing daemon of rt_protos has this number.
+_PROTOCOL = "79"
 # 0.0.0.0/0, and the two halves of it that VPNs set in its place.
 _LONGEST_DEFAULT = 1
 
@@ -56,6 +58,7 @@ class Namespace:
     *gateway* is the host's address in the instance's external range, with the range's prefix.
     With *reach_peers*, guests reach the external ranges of the lab's other instances; with
     *reach_outside*, they reach what the host reaches, as the host. Nobody outside reaches them.
+    *peers* maps the external ranges of instances on other hosts to the addresses of these hosts.
     """
 
     state: Path
@@ -63,6 +66,7 @@ class Namespace:
     gateway: ipaddress.IPv4Interface
     reach_peers: bool = True
     reach_outside: bool = True
+    peers: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def name(self) -> str:
@@ -99,6 +103,8 @@ class Namespace:
         new = self._connect()
         _sysctl(self.device, "1" if self.reach_peers or self.reach_outside else "0")
         ways_out = _ways_out() if self.reach_outside else set()
+        if self.reach_peers:
+            ways_out |= {_add_route(network, host) for network, host in self.peers.items()}
         for device in ways_out:
             _claim_forwarding(device, self.device)
         _release_forwarding(self.device, keep=ways_out)
@@ -109,6 +115,11 @@ class Namespace:
         peers, ours = f'"{prefix(self.state)}*"', f'"{self.device}"'
         to_peers = "accept" if self.reach_peers else "drop"
         outside = "accept" if self.reach_outside else "drop"
+        abroad = f"{{ {', '.join(self.peers)} }}" if self.peers else ""
+        from_abroad = f"ip saddr {abroad} oifname {ours} {to_peers}" if abroad else ""
+        to_abroad = f"iifname {ours} ip daddr {abroad} {to_peers}" if abroad else ""
+        # They know guests by their own addresses.
+        but_abroad = f"ip daddr != {abroad}" if abroad else ""
         # The first two lines: a table that is there already is replaced in the same transaction.
         return f"""\
 table ip {self.device}
@@ -118,13 +129,15 @@ table ip {self.device} {{
         type filter hook forward priority filter; policy accept;
         iifname {ours} oifname {peers} {to_peers}
         oifname {ours} iifname {peers} {to_peers}
+        {to_abroad}
+        {from_abroad}
         iifname {ours} {outside}
         oifname {ours} ct state established,related accept
         oifname {ours} drop
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
-        ip saddr {self.gateway.network} oifname != {peers} masquerade
+        ip saddr {self.gateway.network} oifname != {peers} {but_abroad} masquerade
     }}
 }}
 """
@@ -205,6 +218,7 @@ def remove(state: Path) -> None:
         else:
             path.unlink()
     _release_forwarding(f"{own}*")
+    run("ip", "route", "flush", "protocol", _PROTOCOL)
     _remove_mount()
 
 
@@ -293,6 +307,21 @@ def _networks() -> Iterator[tuple[str, ipaddress.IPv4Network]]:
 
 def _ways_out() -> set[str]:
     return {route["dev"] for route in _ip("-4", "route", "show", "default") if "dev" in route}
+
+
+def _add_route(network: str, host: str) -> str:
+    """Reach *network* through *host*; by which interface that is.
+
+    :raises LabError: when the host is not a neighbour.
+    """
+    try:
+        run("ip", "route", "replace", network, "via", host, "protocol", _PROTOCOL)
+    except LabError as error:
+        raise LabError(
+            f"{error}: guests reach a peer's range only if its host is in the same network; set "
+            "public.reach_peers to false in lab.yaml"
+        ) from error
+    return str(_ip("route", "get", host)[0]["dev"])
 
 
 def _exists(device: str, namespace: str | None = None) -> bool:

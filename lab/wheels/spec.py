@@ -30,7 +30,8 @@ class Spec:
     ``regions`` maps the regions of the catalog, besides the instance's own, to their scopes;
     ``image`` has ``name`` and ``url`` (or None for one that the host makes). With the hypervisor
     ``libvirt``, ``public`` describes the external network: ``gateway`` is the host's address in it
-    (``172.24.1.1/24``), ``reach_peers`` and ``reach_outside`` say where guests may go.
+    (``172.24.1.1/24``), ``reach_peers`` and ``reach_outside`` say where guests may go, and
+    ``peers`` maps the external networks of instances on other machines to their addresses.
     """
 
     name: str

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.guests import MARKER, eventually
 from tests.machines.box import IMAGE
 from tests.machines.conftest import Clone
 from tests.machines.sandbox import PROXY
@@ -14,6 +15,7 @@ from tests.machines.sandbox import PROXY
 ADDRESSES = {"InstanceOne": "192.168.57.11", "InstanceTwo": "192.168.57.12"}
 MACHINE = (
     *("--cap-add=SYS_ADMIN", "--cap-add=NET_ADMIN", "--security-opt=seccomp=unconfined"),
+    "--device=/dev/net/tun",
     *("--cgroupns=private", "--tmpfs=/sys/fs/cgroup", "--tmpfs=/run", "--tmpfs=/tmp:exec"),
     *("--env=container=docker", "--stop-signal=SIGRTMIN+3"),
 )
@@ -48,7 +50,9 @@ def lab(clone: Callable[[], Clone]) -> Iterator[Clone]:
         {"name": name, "address": address, "ssh": f"vagrant@{address}"}
         for name, address in ADDRESSES.items()
     ]
-    one.describe(provider="hosts", instances=instances, mirrors={"proxy": PROXY})
+    one.describe(
+        provider="hosts", hypervisor="libvirt", instances=instances, mirrors={"proxy": PROXY}
+    )
     yield one
     one.setup_env("destroy")
     for name in ADDRESSES:
@@ -59,6 +63,20 @@ def lab(clone: Callable[[], Clone]) -> Iterator[Clone]:
 
 def everything(lab: Clone, name: str) -> set[str]:
     return set(lab.run("docker", "exec", name, "sh", "-c", EVERYTHING).stdout.splitlines())
+
+
+def floating_address(lab: Clone, server: str) -> str:
+    """A new floating IP of the *server* in InstanceOne, which answers pings from then on."""
+
+    def openstack(line: str) -> str:
+        return lab.setup_env("ssh", "InstanceOne", "--", "openstack", *line.split()).strip()
+
+    openstack("security group create pings")
+    openstack("security group rule create --protocol icmp pings")
+    openstack(f"server add security group {server} pings")
+    floating = openstack("floating ip create public -f value -c floating_ip_address")
+    openstack(f"server add floating ip {server} {floating}")
+    return floating
 
 
 def test_machines_with_unknown_keys_are_refused_with_a_command_to_try(lab: Clone) -> None:
@@ -78,10 +96,17 @@ def test_a_lab_on_existing_machines_lives_from_nothing_to_nothing(lab: Clone) ->
     create = "openstack server create found --image cirros --flavor m1.nano --network private"
     scope = ["--scope", "image=InstanceTwo", "--wait", "-f", "value", "-c", "status"]
     assert lab.setup_env("ssh", "InstanceOne", "--", *create.split(), *scope) == "ACTIVE\n"
+    console = ["ssh", "InstanceOne", "--", "openstack", "console", "log", "show", "found"]
+    eventually(lambda: f"{MARKER} InstanceTwo" in lab.setup_env(*console))
+    ping = ["ping", "-c", "1", "-W", "60", floating_address(lab, "found")]
+    for name in ADDRESSES:
+        lab.setup_env("ssh", name, "--", *ping)
 
     lab.setup_env("halt")
     for name in ADDRESSES:
         assert lab.run("docker", "exec", name, "pgrep", "-u", "stack", check=False).stdout == ""
+        ours = ("pgrep", "-f", "/opt/stack/instance")
+        assert lab.run("docker", "exec", name, *ours, check=False).stdout == ""
     lab.setup_env("up", "--no-attach")
     shown = lab.setup_env("ssh", "InstanceOne", "--", "openstack", "server", "list", "-f", "value")
     assert "found ACTIVE" in shown
