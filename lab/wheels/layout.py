@@ -128,6 +128,7 @@ class Layout:
             reach_peers=public["reach_peers"],
             reach_outside=public["reach_outside"],
             peers=public["peers"],
+            address=self.spec.address,
         )
 
     @cached_property

@@ -59,6 +59,7 @@ class Namespace:
     With *reach_peers*, guests reach the external ranges of the lab's other instances; with
     *reach_outside*, they reach what the host reaches, as the host. Nobody outside reaches them.
     *peers* maps the external ranges of instances on other hosts to the addresses of these hosts.
+    What is inside reaches the instance's own services at *address*, as it does outside.
     """
 
     state: Path
@@ -67,6 +68,7 @@ class Namespace:
     reach_peers: bool = True
     reach_outside: bool = True
     peers: Mapping[str, str] = field(default_factory=dict)
+    address: str = "127.0.0.1"
 
     @cached_property
     def name(self) -> str:
@@ -100,6 +102,9 @@ class Namespace:
         if not path.exists():
             run("ip", "netns", "add", self.name)
         run("ip", "-n", self.name, "link", "set", "lo", "up")
+        if not ipaddress.ip_address(self.address).is_loopback:
+            own = f"{self.address}/32"
+            run("ip", "-n", self.name, "address", "replace", own, "dev", "lo")
         new = self._connect()
         _sysctl(self.device, "1" if self.reach_peers or self.reach_outside else "0")
         ways_out = _ways_out() if self.reach_outside else set()
