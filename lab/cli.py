@@ -235,7 +235,10 @@ def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
 @click.argument("arguments", metavar="[PYTEST ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def test(root: Path, arguments: tuple[str, ...]) -> None:
-    """Run linters and tests; bring up the lab if they need it, and restore its state afterwards."""
+    """Run linters and tests; bring up the lab if they need it, and restore its state afterwards.
+
+    Without arguments, all tests run in two processes side by side.
+    """
     from lab import apt  # noqa: PLC0415
     from lab.hypervisors import decide  # noqa: PLC0415
     from lab.lifecycle import Lifecycle  # noqa: PLC0415
@@ -246,7 +249,8 @@ def test(root: Path, arguments: tuple[str, ...]) -> None:
     ensure("test")
     os.chdir(root)
     python = str(VENV / "bin/python")
-    os.execv(python, [python, "-m", "pytest", *arguments])  # noqa: S606
+    options = arguments or ("--numprocesses", "2", "--dist", "loadgroup")
+    os.execv(python, [python, "-m", "pytest", *options])  # noqa: S606
 
 
 @commands.command()

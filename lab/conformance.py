@@ -239,6 +239,7 @@ class Conformance:
     def settings(self, way: Way, directory: Path) -> configparser.ConfigParser:
         """Tempest's configuration. Source: ``tempest/config.py``."""
         found = self._resources(way)
+        is_real = str(self._lab.hypervisor == "libvirt").lower()
         config = configparser.ConfigParser(interpolation=None)
         config.read_dict(
             {
@@ -248,7 +249,7 @@ class Conformance:
                     "use_dynamic_credentials": "true",
                     "tempest_roles": "member,reader",
                     # With a network of its own, a project of Tempest's has a router, too.
-                    "create_isolated_networks": str("router" in found["extensions"]).lower(),
+                    "create_isolated_networks": is_real,
                     "admin_username": way.user["username"],
                     "admin_password": way.user["password"],
                     "admin_project_name": way.user["project_name"],
@@ -269,7 +270,7 @@ class Conformance:
                     "vnc_console": "false", "spice_console": "false", "live_migration": "false",
                     "block_migration_for_live_migration": "false",
                     "attach_encrypted_volume": "false",
-                    "resize": str(self._lab.hypervisor == "libvirt").lower(),
+                    "resize": is_real, "snapshot": is_real,
                 },
                 "validation": {"run_validation": "false", "image_ssh_user": "root"},
                 "network": {

@@ -325,6 +325,7 @@ _NOVA_WITH_LIBVIRT = replace(
             entry="lab.wheels.compute:main",
             after=(*worker.after, "neutron-api"),
             environment={
+                "OPENSTACKOID_INSTANCE": "$name",
                 "OPENSTACKOID_NAMESPACE": "$namespace",
                 "OPENSTACKOID_OVERLAY": "$etc/overlay",
                 "OVS_RUNDIR": "$run/ovn",

@@ -102,6 +102,8 @@ def test_a_lab_on_existing_machines_lives_from_nothing_to_nothing(lab: Clone) ->
     for name in ADDRESSES:
         lab.setup_env("ssh", name, "--", *ping)
 
+    assert "compute" in lab.setup_env("logs", "InstanceOne", "nova-compute")
+
     lab.setup_env("halt")
     for name in ADDRESSES:
         assert lab.run("docker", "exec", name, "pgrep", "-u", "stack", check=False).stdout == ""
