@@ -273,6 +273,8 @@ class Conformance:
                     "resize": is_real, "snapshot": is_real,
                 },
                 "validation": {"run_validation": "false", "image_ssh_user": "root"},
+                # What works takes seconds, and what does not is waited for in vain.
+                "image": {"build_timeout": "60"},
                 "network": {
                     "public_network_id": found["public"],
                     "floating_network_name": "public" if found["public"] else "",

@@ -109,10 +109,9 @@ def _context(layout: Layout) -> dict[str, object]:
 def _home(layout: Layout) -> None:
     """Make ``openstack`` work at once in the instance's shell."""
     layout.home.mkdir(parents=True, exist_ok=True)
-    files.write(
-        layout.home / ".profile",
-        f'PATH="{layout.prefix}/bin:$PATH"\nexport PATH OS_CLOUD={layout.spec.name}\n',
-    )
+    text = f'PATH="{layout.prefix}/bin:$PATH"\nexport PATH OS_CLOUD={layout.spec.name}\n'
+    # On a machine, root may write it for the user who logs in.
+    files.write(layout.home / ".profile", text, 0o644)
 
 
 def _render(template: str, context: Mapping[str, object]) -> str:
