@@ -12,7 +12,7 @@ import jinja2
 from lab import files
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import programs
-from lab.wheels.wsgi import THREADS
+from lab.wheels.services import THREADS
 from openstackoid.proxy.config import Peer, Proxy, Service, write
 
 _TEMPLATES = jinja2.Environment(

@@ -16,6 +16,10 @@ from typing import Literal
 
 Hypervisor = Literal["fake", "libvirt"]
 
+#: Requests that one service handles at a time. A request may wait for others that it causes, but
+#: those go to other services.
+THREADS = 6
+
 
 @dataclass(frozen=True)
 class Command:
@@ -100,6 +104,7 @@ class Service:
     patch: str = ""
     #: Called (``module:function``) before the API serves.
     warm_up: str = ""
+    threads: int = THREADS
     shipped: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
@@ -158,6 +163,9 @@ _KEYSTONE = Service(
     environment={"OS_KEYSTONE_CONFIG_FILES": "$etc/keystone/keystone.conf"},
     configuration=("keystone/keystone.conf",),
     directories=("etc/keystone/fernet-keys", "etc/keystone/credential-keys"),
+    # Its middleware keeps a request's token where the next request puts its own
+    # (AuthContextMiddleware.token): of two at a time, one gets the other's roles.
+    threads=1,
     databases=(Database("keystone", "database"),),
     sync=(_keystone("db_sync"),),
     bootstrap=(

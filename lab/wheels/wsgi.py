@@ -14,10 +14,6 @@ import waitress
 
 from lab.wheels.services import SERVICES
 
-#: Requests that one service handles at a time. A request may wait for others that it causes, but
-#: those go to other services.
-THREADS = 6
-
 
 def serve() -> None:
     """Entry of a program: ``NAME SERVICE ADDRESS [ARGUMENT…]`` in ``sys.argv``.
@@ -44,7 +40,7 @@ def serve() -> None:
         host=address,
         port=service.port,
         url_prefix=service.prefix,
-        threads=THREADS,
+        threads=service.threads,
         ident=None,
         clear_untrusted_proxy_headers=False,
         # A connection stays open for HAProxy to reuse; the default channel limit is 100.

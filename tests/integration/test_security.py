@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import urllib.request
-from collections.abc import Callable
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,8 @@ from lab.config import PROXY_PORT
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 from tests.integration.wire import GARBAGE, IMAGES, TOKENS, ask, login
+
+USERS = "/identity/v3/users"
 
 
 def test_accounts_of_services_are_services_and_nothing_else(lab: RunningLab, one: Shell) -> None:
@@ -76,3 +82,50 @@ def test_a_token_that_was_revoked_elsewhere_ends_here_when_the_cache_does(lab: R
     while ask(lab, "InstanceOne", IMAGES, headers)[0] != 401:
         assert time.monotonic() < deadline
         time.sleep(1)
+
+
+@pytest.fixture
+def application_credentials(lab: RunningLab) -> Iterator[Callable[[], int]]:
+    """Makes an application credential of demo in InstanceOne, with the roles of its token: the
+    status.
+    """
+    demo, admin = (
+        {"X-Auth-Token": login(lab, "InstanceOne", user, "{}")} for user in ("demo", "admin")
+    )
+    users = ask(lab, "InstanceOne", USERS, admin)[2]["users"]
+    [id_] = [user["id"] for user in users if user["name"] == "demo"]
+    path, made = f"{USERS}/{id_}/application_credentials", []
+
+    def make() -> int:
+        wanted = {"application_credential": {"name": uuid.uuid4().hex}}
+        status, _, answer = ask(lab, "InstanceOne", path, demo, wanted)
+        made.append(answer.get("application_credential", {}).get("id"))
+        return status
+
+    yield make
+    address = lab.config.instance("InstanceOne").address
+    for one in filter(None, made):
+        url = f"http://{address}:{PROXY_PORT}{path}/{one}"
+        urllib.request.urlopen(urllib.request.Request(url, headers=demo, method="DELETE")).close()
+
+
+def test_a_request_never_has_the_roles_of_another_one(
+    lab: RunningLab, application_credentials: Callable[[], int]
+) -> None:
+    # Keystone's middleware mixes the tokens of two threads up (lab/wheels/services.py).
+    admin = {"X-Auth-Token": login(lab, "InstanceOne", "admin", "{}")}
+    is_over = threading.Event()
+
+    def keep_asking() -> None:
+        while not is_over.is_set():
+            assert ask(lab, "InstanceOne", USERS, admin)[0] == 200
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(keep_asking) for _ in range(3)]
+        try:
+            statuses = Counter(application_credentials() for _ in range(20))
+        finally:
+            is_over.set()
+    assert statuses == {201: 20}
+    for one in asking:
+        one.result()
