@@ -121,7 +121,8 @@ class Namespace:
         to_peers = "accept" if self.reach_peers else "drop"
         outside = "accept" if self.reach_outside else "drop"
         abroad = f"{{ {', '.join(self.peers)} }}" if self.peers else ""
-        from_abroad = f"ip saddr {abroad} oifname {ours} {to_peers}" if abroad else ""
+        senders = f"{{ {', '.join([*self.peers, *self.peers.values()])} }}"
+        from_abroad = f"ip saddr {senders} oifname {ours} {to_peers}" if abroad else ""
         to_abroad = f"iifname {ours} ip daddr {abroad} {to_peers}" if abroad else ""
         # They know guests by their own addresses.
         but_abroad = f"ip daddr != {abroad}" if abroad else ""
