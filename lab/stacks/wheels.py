@@ -107,7 +107,7 @@ class Wheels(Stack):
         """One file per program, shown by tail."""
         log = Layout(_spec(self.lab, host)).log
         paths = [str(log / f"{name}.log") for name in services]
-        return [*self._prefix, "tail", "-n", lines, *(["-F"] if follow else []), "--", *paths]
+        return [*self._prefix(host), "tail", "-n", lines, *(["-F"] if follow else []), "--", *paths]
 
     def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
         """Each other instance, and each named scope."""
@@ -122,14 +122,14 @@ class Wheels(Stack):
         )
         events.end(result.ok)
 
-    @property
-    def _prefix(self) -> list[str]:
-        return ["sudo", "-n", "--"] if self._as_root else []
+    def _prefix(self, host: Host) -> list[str]:
+        # Python's caches go to the home of the instance's user, which `destroy` removes.
+        return ["sudo", "-n", "--", "env", f"HOME={host.home}"] if self._as_root else []
 
     def _command(self, host: Host, command: str) -> list[str]:
         """``python -m lab.wheels COMMAND`` on the *host*, as the user whose instance it is."""
         python = str(host.shared / "venv" / "bin" / "python")
-        return [*self._prefix, python, "-m", "lab.wheels", command]
+        return [*self._prefix(host), python, "-m", "lab.wheels", command]
 
     def _ask(self, host: Host, command: str) -> dict[str, Any]:
         """What ``python -m lab.wheels COMMAND`` answers on the host; {} where it is not there."""
