@@ -125,7 +125,7 @@ class Namespace:
         from_abroad = f"ip saddr {senders} oifname {ours} {to_peers}" if abroad else ""
         to_abroad = f"iifname {ours} ip daddr {abroad} {to_peers}" if abroad else ""
         # They know guests by their own addresses.
-        but_abroad = f"ip daddr != {abroad}" if abroad else ""
+        but_abroad = f"ip daddr != {abroad} " if abroad else ""
         # The first two lines: a table that is there already is replaced in the same transaction.
         return f"""\
 table ip {self.device}
@@ -143,7 +143,7 @@ table ip {self.device} {{
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
-        ip saddr {self.gateway.network} oifname != {peers} {but_abroad} masquerade
+        ip saddr {self.gateway.network} oifname != {peers} {but_abroad}masquerade
     }}
 }}
 """

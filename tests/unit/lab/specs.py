@@ -24,5 +24,10 @@ def spec(directory: Path, hypervisor: Hypervisor = "fake") -> Spec:
         image={},
         token_cache=30,
         hypervisor=hypervisor,
-        public={"gateway": "172.24.1.1/24", "reach_peers": True, "reach_outside": True},
+        public={
+            "gateway": "172.24.1.1/24",
+            "reach_peers": True,
+            "reach_outside": True,
+            "peers": {},
+        },
     )

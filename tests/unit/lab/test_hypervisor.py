@@ -44,9 +44,10 @@ def test_without_root_guests_are_fake_and_the_reason_is_given(
         Wheels.hypervisor(lab(root, "libvirt"), is_here=True)
 
 
-def test_on_machines_guests_are_fake_and_the_reason_is_given(root: Path) -> None:
+def test_on_machines_guests_are_real_only_if_chosen(root: Path) -> None:
     name, why = Wheels.hypervisor(lab(root), is_here=False)
-    assert (name, "without root" in why) == ("fake", True)
+    assert (name, "only with hypervisor: libvirt" in why) == ("fake", True)
+    assert Wheels.hypervisor(lab(root, "libvirt"), is_here=False) == ("libvirt", "as chosen")
 
 
 def test_a_lab_may_ask_for_the_fake_hypervisor(root: Path) -> None:

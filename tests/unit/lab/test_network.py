@@ -42,6 +42,18 @@ def test_guests_pass_to_where_they_may_and_nobody_else_comes_in(peers: bool, out
     assert f'ip saddr 172.24.7.0/24 oifname != "{prefix(LAB)}*" masquerade' in rules
 
 
+@pytest.mark.parametrize("reached", [True, False])
+def test_guests_of_other_machines_and_these_machines_come_in_if_they_may(reached: bool) -> None:
+    peers = {"172.24.8.0/24": "192.0.2.8"}
+    one = Namespace(LAB, "One", GATEWAY, reach_peers=reached, peers=peers)
+    rules = [line.strip() for line in one.ruleset().splitlines()]
+    verdict = "accept" if reached else "drop"
+    assert f'ip saddr {{ 172.24.8.0/24, 192.0.2.8 }} oifname "{one.device}" {verdict}' in rules
+    assert f'iifname "{one.device}" ip daddr {{ 172.24.8.0/24 }} {verdict}' in rules
+    [leaving] = [rule for rule in rules if "masquerade" in rule]
+    assert "ip daddr != { 172.24.8.0/24 } masquerade" in leaving
+
+
 def test_the_programs_use_directories_and_sockets_of_the_instance_only() -> None:
     directory = LAB / "One"
     ovn = Ovn("One", "space", directory / "run", directory / "data", directory / "log")
