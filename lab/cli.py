@@ -235,10 +235,7 @@ def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
 @click.argument("arguments", metavar="[PYTEST ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def test(root: Path, arguments: tuple[str, ...]) -> None:
-    """Run linters and tests; bring up the lab if they need it, and restore its state afterwards.
-
-    Without arguments, all tests run in two processes side by side.
-    """
+    """Run linters and tests; bring up the lab if they need it, and restore its state afterwards."""
     from lab import apt  # noqa: PLC0415
     from lab.hypervisors import decide  # noqa: PLC0415
     from lab.lifecycle import Lifecycle  # noqa: PLC0415
@@ -249,8 +246,7 @@ def test(root: Path, arguments: tuple[str, ...]) -> None:
     ensure("test")
     os.chdir(root)
     python = str(VENV / "bin/python")
-    options = arguments or ("--numprocesses", "2", "--dist", "loadgroup")
-    os.execv(python, [python, "-m", "pytest", *options])  # noqa: S606
+    os.execv(python, [python, "-m", "pytest", *arguments])  # noqa: S606
 
 
 @commands.command()

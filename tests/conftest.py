@@ -47,30 +47,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OPENSTACKOID_PROXY_CASES", "1000")
 
 
-#: Tests that share the lab of this repository, and so run one after another, in one process.
-_WITH_LAB = ("infra", "integration")
-#: These make labs of their own.
-_WITHOUT_LAB = ("test_readme.py", "test_three_instances.py")
-#: Tests that share a sandbox with machines.
-_WITH_MACHINES = ("devstack", "machines")
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the fast tests, for ``./setup-env.py test -m fast``, and group those of one process.
-
-    Two processes run the groups side by side (``lab.cli.test``).
-    """
+    """Mark the fast tests, for ``./setup-env.py test -m fast``."""
+    slow = tuple(str(ROOT / "tests" / name) for name in _SLOW)
     for item in items:
-        name = str(item.path.relative_to(ROOT / "tests"))
-        if not name.startswith(_SLOW):
+        if not str(item.path).startswith(slow):
             item.add_marker("fast")
-        group = name
-        if name.startswith(_WITH_LAB) and not name.endswith(_WITHOUT_LAB):
-            group = "lab"
-        elif name.startswith(_WITH_MACHINES):
-            group = "machines"
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @dataclass(frozen=True)
