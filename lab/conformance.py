@@ -248,7 +248,7 @@ class Conformance:
                 "auth": {
                     "use_dynamic_credentials": "true",
                     "tempest_roles": "member,reader",
-                    # With a network of its own, a project of Tempest's has a router, too.
+                    # Tempest gives such a network a router, which the fake hypervisor's lab lacks.
                     "create_isolated_networks": is_real,
                     "admin_username": way.user["username"],
                     "admin_password": way.user["password"],
@@ -273,7 +273,7 @@ class Conformance:
                     "resize": is_real, "snapshot": is_real,
                 },
                 "validation": {"run_validation": "false", "image_ssh_user": "root"},
-                # What works takes seconds, and what does not is waited for in vain.
+                # An image is ready within seconds, or never.
                 "image": {"build_timeout": "60"},
                 "network": {
                     "public_network_id": found["public"],

@@ -269,6 +269,7 @@ def _labels(plan: Tree[Scope]) -> Callable[[Scope], str]:
     """Names a plain scope of *plan* by what differs from the other ones."""
     scopes = list(leaves(plan))
     varying = [service for service in scopes[0] if len({scope[service] for scope in scopes}) > 1]
+    # A network that follows compute (openstackoid.expression.expand) tells nothing more.
     if all(scope.get("network") == scope.get("compute") for scope in scopes):
         varying = [service for service in varying if service != "network"]
     if len(varying) == 1:

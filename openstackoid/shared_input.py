@@ -1,4 +1,4 @@
-"""One standard input for several forks: each reads all of it, and answers a question only once."""
+"""One standard input for several forks: each reads all of it, and a question is asked once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,13 +84,15 @@ class _Lazy:
         """It is not: a terminal stays as it is."""
         return False
 
+    @cached_property
+    def _stream(self) -> io.TextIOWrapper:
+        return self._source.open()
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        stream = self._source.open()
-        vars(self).update(buffer=stream.buffer, read=stream.read, readline=stream.readline)
-        return getattr(stream, name)
+        return getattr(self._stream, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.readline, "")
+        return iter(self._stream)
 
 
 def _reopen(descriptor: int, position: int) -> io.TextIOWrapper:

@@ -125,7 +125,7 @@ def clone(directory: Path, address: str, external_range: str) -> Path:
 def lab_of(repository: Path, *options: str) -> Iterator[RunningLab]:
     """The lab of a *repository* that has none yet, up with *options*; afterwards, it is destroyed.
 
-    It shares what is installed with no other one, except for the caches of the package manager.
+    The clone installs everything for itself.
     """
     socket = f"openstackoid-test-{os.getpid()}-{repository.parent.name}"
     try:

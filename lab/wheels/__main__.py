@@ -54,7 +54,7 @@ def main() -> int:
             case ["status"]:
                 _say(programs=instance.supervisor.states(), peers=instance.peers())
             case ["destroy"]:
-                # The only instance of a machine: what lies outside of its directory is gone then.
+                # A machine has one instance: remove what lies outside of its directory, too.
                 instance.halt()
                 guests.remove(instance.layout.directory.parent)
             case _:

@@ -40,7 +40,8 @@ def proxy(layout: Layout) -> Proxy:
                 service.prefix,
                 layout.url(service.type),
                 keep_alive=True,
-                # Half of the threads are left for requests that wait for no other instance.
+                # Half of the usual threads are left for requests that wait for no other instance.
+                # Keystone's only thread never waits for one.
                 max_foreign=THREADS // 2,
             )
             for service in layout.services

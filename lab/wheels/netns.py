@@ -120,12 +120,14 @@ class Namespace:
         peers, ours = f'"{prefix(self.state)}*"', f'"{self.device}"'
         to_peers = "accept" if self.reach_peers else "drop"
         outside = "accept" if self.reach_outside else "drop"
-        abroad = f"{{ {', '.join(self.peers)} }}" if self.peers else ""
-        senders = f"{{ {', '.join([*self.peers, *self.peers.values()])} }}"
-        from_abroad = f"ip saddr {senders} oifname {ours} {to_peers}" if abroad else ""
-        to_abroad = f"iifname {ours} ip daddr {abroad} {to_peers}" if abroad else ""
-        # They know guests by their own addresses.
-        but_abroad = f"ip daddr != {abroad} " if abroad else ""
+        to_abroad = from_abroad = but_abroad = ""
+        if self.peers:
+            ranges = f"{{ {', '.join(self.peers)} }}"
+            senders = f"{{ {', '.join([*self.peers, *self.peers.values()])} }}"
+            to_abroad = f"iifname {ours} ip daddr {ranges} {to_peers}"
+            from_abroad = f"ip saddr {senders} oifname {ours} {to_peers}"
+            # Other machines have a route to the guests, which keep their addresses there.
+            but_abroad = f"ip daddr != {ranges} "
         # The first two lines: a table that is there already is replaced in the same transaction.
         return f"""\
 table ip {self.device}
@@ -316,7 +318,7 @@ def _ways_out() -> set[str]:
 
 
 def _add_route(network: str, host: str) -> str:
-    """Reach *network* through *host*; by which interface that is.
+    """Route *network* through *host*, and return the interface that leads there.
 
     :raises LabError: when the host is not a neighbour.
     """

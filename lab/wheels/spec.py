@@ -31,7 +31,8 @@ class Spec:
     ``image`` has ``name`` and ``url`` (or None for one that the host makes). With the hypervisor
     ``libvirt``, ``public`` describes the external network: ``gateway`` is the host's address in it
     (``172.24.1.1/24``), ``reach_peers`` and ``reach_outside`` say where guests may go, and
-    ``peers`` maps the external networks of instances on other machines to their addresses.
+    ``peers`` maps the external network of each instance on another machine to that machine's
+    address.
     """
 
     name: str

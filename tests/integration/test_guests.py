@@ -117,7 +117,7 @@ def test_a_port_of_a_floating_address_leads_to_a_guest(cloud: Cloud) -> None:
     public = network.find_network("public", ignore_missing=False)
     floating = network.create_ip(floating_network_id=public.id)
     try:
-        forwarding = network.create_floating_ip_port_forwarding(
+        network.create_floating_ip_port_forwarding(
             floating,
             internal_port_id=port.id,
             internal_ip_address=address,
@@ -127,8 +127,10 @@ def test_a_port_of_a_floating_address_leads_to_a_guest(cloud: Cloud) -> None:
         )
         guest = Guest(cloud, id_, address, floating.floating_ip_address, 2222)
         assert guest.run("hostname") == f"{OURS}-behind"
-        network.delete_floating_ip_port_forwarding(floating, forwarding)
     finally:
+        # Neutron keeps a floating IP that has a forwarding.
+        for forwarding in list(network.floating_ip_port_forwardings(floating)):
+            network.delete_floating_ip_port_forwarding(floating, forwarding)
         network.delete_ip(floating)
 
 

@@ -86,9 +86,7 @@ def test_a_token_that_was_revoked_elsewhere_ends_here_when_the_cache_does(lab: R
 
 @pytest.fixture
 def application_credentials(lab: RunningLab) -> Iterator[Callable[[], int]]:
-    """Makes an application credential of demo in InstanceOne, with the roles of its token: the
-    status.
-    """
+    """Makes an application credential of demo in InstanceOne, and returns the HTTP status."""
     demo, admin = (
         {"X-Auth-Token": login(lab, "InstanceOne", user, "{}")} for user in ("demo", "admin")
     )
