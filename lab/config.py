@@ -332,6 +332,12 @@ class Lab(_Part):
         """The instances' names, in the order of the description."""
         return tuple(one.name for one in self.instances)
 
+    @property
+    def dashboard(self) -> str:
+        """The address of this lab's dashboard on this machine, which other labs do not use."""
+        first = self.instances[0].address
+        return str(first) if first.is_loopback else "127.0.0.1"
+
     def instance(self, name: str) -> Instance:
         """The instance called *name*.
 

@@ -75,17 +75,24 @@ def logins(clouds: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def settings(
-    entries: Sequence[tuple[str, str]], address: str, directory: Path, secret_key: str
+    entries: Sequence[tuple[str, str]],
+    address: str,
+    directory: Path,
+    secret_key: str,
+    *,
+    consoles: bool,
 ) -> str:
     """The text of Horizon's ``local_settings.py`` for the login *entries*.
+
+    With *consoles*, servers have serial consoles.
 
     Source: Horizon's settings reference, and Django's for the names in its second half.
     """
     values = {
         "AVAILABLE_REGIONS": entries,
         "OPENSTACK_KEYSTONE_URL": entries[0][0],
-        # The lab has no consoles: Horizon would offer one that fails.
-        "CONSOLE_TYPE": None,
+        # Horizon would offer one that fails.
+        "CONSOLE_TYPE": "SERIAL" if consoles else None,
         # Another theme takes as long again to compile.
         "AVAILABLE_THEMES": [("default", "Default", "themes/default")],
         "COMPRESS_OFFLINE": True,
@@ -115,9 +122,7 @@ class Dashboard:
         self._state = lab.state
         self._lab = lab
         self._directory = lab.state / NAME
-        first = lab.instances[0].address
-        # On a lab's own address, it does not meet the dashboards of other labs.
-        self._address = str(first) if first.is_loopback else "127.0.0.1"
+        self._address = lab.dashboard
 
     @property
     def url(self) -> str:
@@ -182,7 +187,13 @@ class Dashboard:
         for directory in (local, self._directory / "sessions", self._state / "log"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret_key = passwords(self._lab, NAME, ("secret_key",))["secret_key"]
-        text = settings(logins(clouds), self._address, self._directory, secret_key)
+        text = settings(
+            logins(clouds),
+            self._address,
+            self._directory,
+            secret_key,
+            consoles=self._lab.stack == "wheels" and self._lab.hypervisor == "libvirt",
+        )
         files.write(local / "__init__.py", "")
         files.write(local / "local_settings.py", text)
         supervisor = _SUPERVISOR.substitute(

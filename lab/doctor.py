@@ -10,6 +10,7 @@ from lab.config import Choices, Lab, load
 from lab.errors import LabError
 from lab.providers import PROVIDERS, provider
 from lab.providers.base import Finding
+from lab.providers.local import lacking_memory
 from lab.stacks import STACKS, stack_class
 from lab.stacks.wheels import GUEST_PACKAGES, unusable
 
@@ -32,6 +33,11 @@ def report(root: Path) -> Iterator[str]:
     for name in STACKS:
         # On hosts elsewhere, `up` brings them.
         yield from _section(f"stack {name}", packaged(stack_class(name).needs.packages))
+    if isinstance(here := labs["local"], Lab):
+        down = [name for name in here.names if not provider(here).is_up(name)]
+        fault = lacking_memory(len(down), stack_class("wheels").needs)
+        fits = Finding("the instances fit on this machine", not fault, fault)
+        yield from _section("memory", [fits])
     fault = unusable(is_here=True)
     usable = Finding("real guests on this machine", not fault, fault)
     yield from _section("hypervisor libvirt", [usable, *packaged(GUEST_PACKAGES)])

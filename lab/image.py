@@ -64,6 +64,20 @@ def fetch(url: str, shared: Path) -> Path:
     return path
 
 
+def require_disk(path: Path) -> None:
+    """Make sure that a guest can boot from the image at *path*; remove it otherwise.
+
+    :raises ImageError: when it is neither qcow2, nor a disk with a boot sector, which ends with
+        0x55AA.
+    """
+    with path.open("rb") as stream:
+        sector = stream.read(512)
+    if not sector.startswith(_QCOW) and sector[510:] != b"\x55\xaa":
+        path.unlink()
+        begins = sector[:20].decode(errors="replace")
+        raise ImageError(f"it is no disk image that boots, but begins with {begins!r}")
+
+
 def obtain(url: str | None, shared: Path, note: Callable[[str], None]) -> ImageFile:
     """The file to make the image of, in *shared*; a placeholder where *url* is out of reach.
 

@@ -37,10 +37,15 @@ class Host:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a stack needs on each host: Debian packages, and whether its user must become root."""
+    """What a stack needs on each host.
+
+    Debian packages, whether its user must become root, and how much *memory* (MiB) an instance
+    takes.
+    """
 
     packages: tuple[str, ...] = ()
     root: bool = False
+    memory: int = 0
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,17 @@ stdout_logfile = $state/log/$name-sshd.log
 """)
 
 
+def lacking_memory(instances: int, needs: Needs) -> str:
+    """Why this machine cannot hold so many more *instances*, as a sentence; nothing if it can."""
+    wanted, free = instances * needs.memory, psutil.virtual_memory().available // 2**20
+    if wanted <= free:
+        return ""
+    return (
+        f"this machine has {free} MiB of memory left, and the instances that are not up take "
+        f"{wanted}: the kernel may kill some programs. Choose fewer instances with -n"
+    )
+
+
 class Local(Provider):
     """Instance *n* is a loopback address and a directory on this machine."""
 
@@ -132,6 +143,9 @@ class Local(Provider):
     def up(self, names: Sequence[str], needs: Needs, steps: Steps) -> list[Host]:
         """Give each instance in *names* its directory and its sshd."""
         instances = [one for one in self.lab.instances if one.name in names]
+        new = [one.name for one in instances if not self.is_up(one.name)]
+        if fault := lacking_memory(len(new), needs):
+            steps.say(f"warning: {fault}")
         sshd = _program("sshd")
         changed = self._write_files(sshd)
         _make_privilege_separation_directory(self._directory)

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lab import guest
@@ -32,7 +33,8 @@ class Wheels(Stack):
     """OpenStack from PyPI with MariaDB, RabbitMQ and HAProxy from Debian."""
 
     name = "wheels"
-    needs = Needs(packages=("haproxy", "mariadb-server", "rabbitmq-server"))
+    # For the memory, see docs/measurements.org.
+    needs = Needs(packages=("haproxy", "mariadb-server", "rabbitmq-server"), memory=1100)
     accounts = ACCOUNTS
 
     def __init__(self, lab: Lab, connect: Connect) -> None:
@@ -42,7 +44,9 @@ class Wheels(Stack):
         self._as_root = self._hypervisor == "libvirt" and lab.provider != "local"
         if self._hypervisor == "libvirt":
             packages = (*self.needs.packages, *GUEST_PACKAGES)
-            self.needs = Needs((*packages, "sudo"), root=True) if self._as_root else Needs(packages)
+            if self._as_root:
+                packages += ("sudo",)
+            self.needs = replace(self.needs, packages=packages, root=self._as_root)
 
     @classmethod
     def hypervisor(cls, lab: Lab, *, is_here: bool) -> tuple[str, str]:
@@ -221,6 +225,7 @@ def _spec(lab: Lab, host: Host) -> Spec:
         image=lab.image.model_dump(mode="json"),
         token_cache=lab.token_cache,
         regions=_regions(lab, host.name),
+        dashboard=lab.dashboard,
         **_real(lab, host.name),
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from lab import files
-from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.layout import CONSOLE_PORT, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.programs import programs
 from lab.wheels.services import THREADS
 from openstackoid.proxy.config import Peer, Proxy, Service, write
@@ -102,6 +102,7 @@ def _context(layout: Layout) -> dict[str, object]:
         "database_port": DATABASE_PORT,
         "messaging_port": MESSAGING_PORT,
         "proxy_port": PROXY_PORT,
+        "console_port": CONSOLE_PORT,
         "user": getpass.getuser(),
         "erlang_address": layout.spec.address.replace(".", ","),
     }

@@ -154,7 +154,8 @@ class Instance:
         """Make what guests and their network need."""
         if self.layout.namespace.create():
             # They would hold on to the earlier one, and to its way to the host.
-            for name in ("nova-compute", "ovn-controller", "ovs-vswitchd", "haproxy"):
+            inside = ("nova-compute", "nova-serialproxy", "ovn-controller", "ovs-vswitchd")
+            for name in (*inside, "haproxy"):
                 self.supervisor.stop_program(name)
         if chain := netns.dropping_chain():
             self._note(
@@ -180,14 +181,36 @@ class Instance:
             self._note(f"{'KVM runs guests' if name == 'kvm' else 'guests are emulated'}: {why}")
 
     def _image(self) -> ImageFile:
-        """The image that the instance offers."""
+        """The image that the instance offers.
+
+        :raises InstanceError: when ``image.url`` is no image.
+        """
         layout, url = self.layout, self.layout.spec.image["url"]
-        if self._is_real and not url:
+        if not self._is_real:
+            return image.obtain(url, layout.shared, self._note)
+        if url:
             try:
-                return guest.image_of(layout.spec.name, layout.shared, layout.data / "image")
-            except guest.GuestError as error:
-                self._note(f"{error}; the image is a placeholder")
-        return image.obtain(url, layout.shared, self._note)
+                return self._checked(image.fetch(url, layout.shared), url)
+            except image.ImageError as error:
+                self._note(f"{error}; the lab's own image takes its place")
+        try:
+            return guest.image_of(layout.spec.name, layout.shared, layout.data / "image")
+        except guest.GuestError as error:
+            self._note(f"{error}; the image is a placeholder")
+            return image.placeholder(layout.shared)
+
+    def _checked(self, path: Path, url: str) -> ImageFile:
+        """The image at *path*, which came from *url*.
+
+        :raises InstanceError: when no guest can boot from it.
+        """
+        try:
+            image.require_disk(path)
+        except image.ImageError as error:
+            raise InstanceError(
+                f"{url} (image.url in lab.yaml): {error}; write the URL of a raw or qcow2 image"
+            ) from error
+        return ImageFile(str(path))
 
     def _check_ports(self) -> None:
         """Make sure that the programs that do not run yet will have their ports.
@@ -274,7 +297,7 @@ class Instance:
             if service.program == program:
                 self._wait(program, self._answers(service))
             for worker in service.workers:
-                if worker.name == program:
+                if worker.name == program and worker.queue:
                     self._wait(program, self._consumes(self.layout.fill(worker.queue)))
                 if worker.name == program and worker.counts:
                     self._wait(program, self._counts(worker.database, worker.counts))

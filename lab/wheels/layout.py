@@ -18,6 +18,8 @@ from lab.wheels.spec import Spec
 from openstackoid.scope import Scope, scoped_auth_url
 
 PROXY_PORT = 8888
+#: Where nova-serialproxy answers WebSockets.
+CONSOLE_PORT = 6083
 DATABASE_PORT = 3306
 MESSAGING_PORT = 5672
 

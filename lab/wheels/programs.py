@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab.wheels import launch
-from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.layout import CONSOLE_PORT, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
 from lab.wheels.netns import SBIN
 from lab.wheels.services import Service
 
@@ -91,9 +91,12 @@ def _rabbitmq(layout: Layout) -> Program:
 def _haproxy(layout: Layout) -> Program:
     configuration = str(layout.etc / "proxy" / "haproxy.cfg")
     command: tuple[str, ...] = (executable("haproxy"), "-W", "-db", "-f", configuration)
+    ports = [PROXY_PORT]
     if layout.spec.hypervisor == "libvirt":
         command += ("-f", str(layout.etc / "namespace.cfg"))
-    return Program("haproxy", command, listens=((layout.spec.address, PROXY_PORT),))
+        ports.append(CONSOLE_PORT)
+    listens = tuple((layout.spec.address, port) for port in ports)
+    return Program("haproxy", command, listens=listens)
 
 
 def _open_virtual_networks(layout: Layout) -> Iterator[Program]:

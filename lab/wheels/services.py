@@ -47,14 +47,14 @@ class Database:
 class Worker:
     """A program of a service that has no HTTP API: *entry* (``module:function``) called as *name*.
 
-    It is ready when it consumes the queue *queue* and the SQL query *counts* on the database
-    *database* counts something. It starts after the programs *after* are ready. *environment* comes
-    on top of its service's.
+    It is ready when it consumes the queue *queue*, if it has one, and the SQL query *counts* on the
+    database *database* counts something. It starts after the programs *after* are ready.
+    *environment* comes on top of its service's.
     """
 
     name: str
     entry: str
-    queue: str
+    queue: str = ""
     after: tuple[str, ...] = ()
     database: str = ""
     counts: str = ""
@@ -317,34 +317,42 @@ _NEUTRON = Service(
     sync=(Command("neutron.db.migration.cli:main", "neutron-db-manage", ("upgrade", "heads")),),
 )
 
-# Its compute lives in the network namespace of the instance (lab.wheels.compute).
+# What lives in the network namespace of the instance (lab.wheels.namespaced).
+_INSIDE = {
+    "OPENSTACKOID_INSTANCE": "$name",
+    "OPENSTACKOID_NAMESPACE": "$namespace",
+    "OPENSTACKOID_OVERLAY": "$etc/overlay",
+}
+
 _NOVA_WITH_LIBVIRT = replace(
     _NOVA,
     kind="nova-libvirt",
     imports=(
         *_NOVA.imports,
-        "lab.wheels.compute",
+        "lab.wheels.namespaced",
+        "nova.console.websocketproxy",
         "nova.virt.libvirt.driver",
         "vif_plug_ovs.ovs",
     ),
-    workers=tuple(
-        replace(
-            worker,
-            entry="lab.wheels.compute:main",
-            after=(*worker.after, "neutron-api"),
-            environment={
-                "OPENSTACKOID_INSTANCE": "$name",
-                "OPENSTACKOID_NAMESPACE": "$namespace",
-                "OPENSTACKOID_OVERLAY": "$etc/overlay",
-                "OVS_RUNDIR": "$run/ovn",
-                # libvirt takes the first QEMU there.
-                "PATH": "$emulator:/usr/sbin:/usr/bin:/sbin:/bin",
-            },
-            configuration="nova/nova-compute.conf",
-        )
-        if worker.name == "nova-compute"
-        else worker
-        for worker in _NOVA.workers
+    workers=(
+        *(
+            replace(
+                worker,
+                entry="lab.wheels.namespaced:compute",
+                after=(*worker.after, "neutron-api"),
+                environment={
+                    **_INSIDE,
+                    "OVS_RUNDIR": "$run/ovn",
+                    # libvirt takes the first QEMU there.
+                    "PATH": "$emulator:/usr/sbin:/usr/bin:/sbin:/bin",
+                },
+                configuration="nova/nova-compute.conf",
+            )
+            if worker.name == "nova-compute"
+            else worker
+            for worker in _NOVA.workers
+        ),
+        Worker("nova-serialproxy", "lab.wheels.namespaced:serial_proxy", environment=_INSIDE),
     ),
 )
 

@@ -32,7 +32,7 @@ class Spec:
     ``libvirt``, ``public`` describes the external network: ``gateway`` is the host's address in it
     (``172.24.1.1/24``), ``reach_peers`` and ``reach_outside`` say where guests may go, and
     ``peers`` maps the external network of each instance on another machine to that machine's
-    address.
+    address. Pages of the lab's dashboard, at the address ``dashboard``, may open consoles.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Spec:
     regions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     hypervisor: Hypervisor = "fake"
     public: Mapping[str, Any] = field(default_factory=dict)
+    dashboard: str = "127.0.0.1"
 
     def to_json(self) -> str:
         """The specification as one line of JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -10,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import websocket
 
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
-from tests.integration.guests import MARKER, OURS, Cloud, Guest, eventually, is_real
+from tests.integration.guests import MARKER, OURS, PATIENCE, Cloud, Guest, eventually, is_real
 
 USER_DATA = "#!/bin/sh\necho from $(hostname) >/data/user-data\n"
 
@@ -63,6 +65,62 @@ def test_name_and_user_data_reach_a_guest(guest: Guest) -> None:
     assert guest.run("cat /data/user-data") == f"from {OURS}-first"
     assert guest.run("hostname") == f"{OURS}-first"
     assert f"{OURS}-first login:" in guest.console()
+
+
+def _log_in(url: str) -> None:
+    """Log in at the serial console at *url*, ask for the terminal's name, and log out again."""
+    with contextlib.closing(websocket.create_connection(url, timeout=PATIENCE)) as console:
+        for question, answer in (
+            ("", ""),
+            ("login: ", "root"),
+            ("Password: ", "openstackoid"),
+            ("# ", "tty; exit"),
+            ("/dev/ttyS0", ""),
+        ):
+            said = b""
+            while question.encode() not in said:
+                said += console.recv_data()[1]
+            console.send_binary(f"{answer}\n".encode())
+
+
+def test_a_person_logs_in_at_the_serial_console(cloud: Cloud, guest: Guest) -> None:
+    show = f"console url show --serial {guest.id} -f value -c url"
+    for _ in range(2):
+        _log_in(cloud.shell.openstack(show))
+
+
+def test_a_user_has_the_whole_use_of_a_guest_in_another_instance(
+    one: Shell, clouds: Callable[[str], Cloud]
+) -> None:
+    there = "--scope compute=InstanceTwo,network=InstanceTwo"
+
+    def openstack(line: str) -> str:
+        return one.openstack(f"{line} {there}")
+
+    options = "--image cirros --flavor m1.nano --network private --wait -f value -c id"
+    id_ = openstack(f"server create {OURS}-there {options}")
+    guest = Guest(clouds("InstanceTwo"), id_, "", "")
+    try:
+        _log_in(openstack(f"console url show --serial {id_} -f value -c url"))
+        for action, status in (
+            ("stop", "SHUTOFF"),
+            ("start", "ACTIVE"),
+            ("pause", "PAUSED"),
+            ("unpause", "ACTIVE"),
+            ("suspend", "SUSPENDED"),
+            ("resume", "ACTIVE"),
+        ):
+            openstack(f"server {action} {id_}")
+            guest.becomes(status)
+        for how in ("soft", "hard"):
+            openstack(f"server reboot --{how} --wait {id_}")
+        eventually(lambda: f"{MARKER} InstanceOne" in openstack(f"console log show {id_}"))
+        openstack(f"server rebuild --image cirros --wait {id_}")
+        openstack(f"server resize --flavor m1.tiny --wait {id_}")
+        openstack(f"server resize confirm {id_}")
+        guest.becomes("ACTIVE")
+    finally:
+        openstack(f"server delete --wait {id_}")
 
 
 def test_a_guest_lets_its_key_in_and_nobody_else(guest: Guest) -> None:

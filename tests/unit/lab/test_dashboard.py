@@ -30,13 +30,23 @@ def lab_with(addresses: list[str], *names: str) -> Lab:
         return load(Path(root))
 
 
-@pytest.fixture
-def namespace() -> dict[str, Any]:
+def _evaluated(*, consoles: bool) -> dict[str, Any]:
     """What Horizon gets from the rendered settings."""
-    text = dashboard.settings(ENTRIES, "127.0.1.1", Path("/lab/dashboard"), "it's \\secret")
+    place, secret = Path("/lab/dashboard"), "it's \\secret"
+    text = dashboard.settings(ENTRIES, "127.0.1.1", place, secret, consoles=consoles)
     names: dict[str, Any] = {}
     exec(text, names)
     return names
+
+
+@pytest.fixture
+def namespace() -> dict[str, Any]:
+    return _evaluated(consoles=True)
+
+
+def test_horizon_offers_a_console_where_servers_have_one(namespace: dict[str, Any]) -> None:
+    assert namespace["CONSOLE_TYPE"] == "SERIAL"
+    assert _evaluated(consoles=False)["CONSOLE_TYPE"] is None
 
 
 def test_the_login_menu_has_every_instance_and_every_named_scope() -> None:

@@ -13,6 +13,8 @@ import pytest
 from lab.config import Choices, Lab, load
 from lab.errors import LabError
 from lab.lifecycle import Lifecycle
+from lab.providers.base import Needs
+from lab.providers.local import lacking_memory
 from lab.stacks.wheels import Wheels
 from lab.wheels import guests, netns
 from tests.conftest import ROOT
@@ -81,3 +83,10 @@ def test_who_is_not_root_removes_a_lab_without_looking_for_guests(
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(netns, "run", lambda *_, **__: pytest.fail("runs what needs root"))
     guests.remove(root / ".lab")
+
+
+def test_instances_that_do_not_fit_into_the_memory_are_named_before_they_start() -> None:
+    assert lacking_memory(2, Needs(memory=1)) == ""
+    assert "and the instances that are not up take 2000000000:" in lacking_memory(
+        2, Needs(memory=10**9)
+    )
