@@ -11,6 +11,7 @@ import pytest
 import yaml
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -90,6 +91,21 @@ class Person:
         self.until(field.is_enabled)
         field.clear()
         field.send_keys(text)
+
+    def types_at_the_console(self, text: str, answer: str) -> None:
+        """Type *text* at the serial console of this page until the guest says *answer*."""
+        self.browser.switch_to.frame(self.sees("//iframe[@id='console_embed']"))
+
+        def says() -> bool:
+            terminal = self.sees("//*[contains(@class, 'terminal')]")
+            if answer in terminal.text:
+                return True
+            terminal.click()
+            ActionChains(self.browser).send_keys(text).perform()
+            return False
+
+        self.until(says)
+        self.browser.switch_to.default_content()
 
     def keeps_picture(self, name: str) -> None:
         self.browser.save_screenshot(str(self._pictures / f"{name}.png"))
@@ -240,7 +256,11 @@ def test_a_server_of_one_instance_starts_from_the_image_of_another(
         return False
 
     person.until(says)
-    person.keeps_picture("the console of the server")
+    person.keeps_picture("the log of the server")
+    if is_real(lab):
+        person.clicks("//a[normalize-space()='Console']")
+        person.types_at_the_console("\n", f"{SERVER} login:")
+        person.keeps_picture("the console of the server")
 
     person.visits("project/instances/")
     person.clicks(f"{_ROW}//a[contains(@class, 'dropdown-toggle')]")

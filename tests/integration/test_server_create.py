@@ -32,7 +32,7 @@ class Request:
     image: str
 
     def __str__(self) -> str:
-        chosen = ",".join(f"{service}={getattr(self, service)[8:]}" for service in SCOPED)
+        chosen = "-".join(f"{service}-{getattr(self, service)[8:]}" for service in SCOPED)
         return f"at-{self.home[8:]}-{chosen}"
 
     @property
@@ -77,9 +77,14 @@ REQUESTS = [Request(*choice) for choice in itertools.product(INSTANCES, repeat=4
 
 @pytest.fixture(scope="module")
 def created(
-    lab: RunningLab, shell: Callable[[str], Shell]
+    request: pytest.FixtureRequest, lab: RunningLab, shell: Callable[[str], Shell]
 ) -> Iterator[Callable[[Request], Created]]:
-    """All servers, made in parallel: the proxies' logs name the scope of each request."""
+    """The servers of the chosen tests, made in parallel.
+
+    The proxies' logs name the scope of each request.
+    """
+    calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    chosen = [call.params["request_"] for call in calls if "request_" in call.params]
 
     def create(request: Request) -> dict[str, Any]:
         network = "--network private" if request.has_port else "--nic none"
@@ -106,12 +111,12 @@ def created(
     with ThreadPoolExecutor(4) as pool:
         seen = {name: len(shell(name).proxy_log()) for name in INSTANCES}
         jobs: dict[Request, Future[dict[str, Any]]] = {
-            request: pool.submit(create, request) for request in REQUESTS
+            request: pool.submit(create, request) for request in chosen
         }
         wait(jobs.values())
         lines = [line for name in INSTANCES for line in shell(name).proxy_log(seen[name])]
         # Only now: these logins are not the servers'.
-        consoles = {request: pool.submit(console, request) for request in REQUESTS if is_real(lab)}
+        consoles = {request: pool.submit(console, request) for request in chosen if is_real(lab)}
 
         def result(request: Request) -> Created:
             own = [line for line in lines if line.scope == request.resolved]
@@ -119,7 +124,7 @@ def created(
             return Created(jobs[request].result(), own, said)
 
         yield result
-        for done in [pool.submit(delete, request) for request in REQUESTS]:
+        for done in [pool.submit(delete, request) for request in chosen]:
             done.result()
     alive = "SELECT display_name FROM {}.instances WHERE deleted = 0"
     assert [shell(name).sql(alive.format(shell(name).cell)) for name in INSTANCES] == [[], []]
