@@ -93,6 +93,8 @@ def settings(
         "OPENSTACK_KEYSTONE_URL": entries[0][0],
         # Horizon would offer one that fails.
         "CONSOLE_TYPE": "SERIAL" if consoles else None,
+        # The page of a server has its console in a frame, which Django forbids.
+        "X_FRAME_OPTIONS": "SAMEORIGIN",
         # Another theme takes as long again to compile.
         "AVAILABLE_THEMES": [("default", "Default", "themes/default")],
         "COMPRESS_OFFLINE": True,

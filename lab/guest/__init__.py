@@ -44,6 +44,7 @@ _SCRIPTS = {
     "etc/dhcp": "dhcp",
     "etc/halt": "halt",
     "etc/inittab": "inittab",
+    "usr/bin/sudo": "sudo",
 }
 _TEXTS = {
     "etc/group": "root:x:0:\n",
