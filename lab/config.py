@@ -276,7 +276,7 @@ class Lab(_Part):
         _refuse_twice("flavors", "name", [one.name for one in self.flavors])
         _refuse_twice("networks", "name", [one.name for one in self.networks])
         for one in self.instances:
-            if self.provider == "local" and not one.address.is_loopback:
+            if self.is_here and not one.address.is_loopback:
                 raise ValueError(
                     f"instances: {one.name}: {one.address} is not a loopback address: the provider "
                     "local needs 127.x.y.z; for others, choose --provider vagrant or hosts"
@@ -331,6 +331,16 @@ class Lab(_Part):
     def names(self) -> tuple[str, ...]:
         """The instances' names, in the order of the description."""
         return tuple(one.name for one in self.instances)
+
+    @property
+    def has_guests(self) -> bool:
+        """Whether servers are real guests."""
+        return self.hypervisor == "libvirt"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all instances are on this machine, without machines of their own."""
+        return self.provider == "local"
 
     @property
     def dashboard(self) -> str:

@@ -239,7 +239,7 @@ class Conformance:
     def settings(self, way: Way, directory: Path) -> configparser.ConfigParser:
         """Tempest's configuration. Source: ``tempest/config.py``."""
         found = self._resources(way)
-        is_real = str(self._lab.hypervisor == "libvirt").lower()
+        is_real = str(self._lab.has_guests).lower()
         config = configparser.ConfigParser(interpolation=None)
         config.read_dict(
             {

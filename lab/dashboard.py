@@ -194,7 +194,7 @@ class Dashboard:
             self._address,
             self._directory,
             secret_key,
-            consoles=self._lab.stack == "wheels" and self._lab.hypervisor == "libvirt",
+            consoles=self._lab.stack == "wheels" and self._lab.has_guests,
         )
         files.write(local / "__init__.py", "")
         files.write(local / "local_settings.py", text)

@@ -39,10 +39,10 @@ class Wheels(Stack):
 
     def __init__(self, lab: Lab, connect: Connect) -> None:
         super().__init__(lab, connect)
-        self._hypervisor: Hypervisor = "libvirt" if lab.hypervisor == "libvirt" else "fake"
+        self._hypervisor: Hypervisor = "libvirt" if lab.has_guests else "fake"
         #: Whether the instance runs as another user than the one who logs in.
-        self._as_root = self._hypervisor == "libvirt" and lab.provider != "local"
-        if self._hypervisor == "libvirt":
+        self._as_root = lab.has_guests and not lab.is_here
+        if lab.has_guests:
             packages = (*self.needs.packages, *GUEST_PACKAGES)
             if self._as_root:
                 packages += ("sudo",)
@@ -54,10 +54,10 @@ class Wheels(Stack):
 
         Machines have it only on request, since it costs each of them packages and memory.
         """
-        if lab.hypervisor == "fake" or (lab.hypervisor == "libvirt" and not is_here):
+        if lab.hypervisor == "fake" or (lab.has_guests and not is_here):
             return lab.hypervisor, "as chosen"
         fault = unusable(is_here=is_here)
-        if lab.hypervisor == "libvirt" and fault:
+        if lab.has_guests and fault:
             raise LabError(f"the hypervisor libvirt cannot be had: {fault}")
         return ("fake", fault) if fault else ("libvirt", "this machine can run guests")
 
@@ -248,7 +248,7 @@ def _regions(lab: Lab, name: str) -> dict[str, dict[str, str]]:
 def _real(lab: Lab, name: str) -> dict[str, Any]:
     """What the instance *name* has to know besides where guests are real."""
     public = lab.instance(name).public
-    if lab.hypervisor != "libvirt" or public is None:
+    if not lab.has_guests or public is None:
         return {}
     return {
         "hypervisor": "libvirt",
@@ -258,9 +258,7 @@ def _real(lab: Lab, name: str) -> dict[str, Any]:
             "reach_outside": lab.public.reach_outside,
             # On this machine, the peers' ranges are behind interfaces of its own.
             "peers": {
-                str(peer.public): str(peer.address)
-                for peer in lab.peers(name)
-                if lab.provider != "local"
+                str(peer.public): str(peer.address) for peer in lab.peers(name) if not lab.is_here
             },
         },
     }

@@ -81,7 +81,7 @@ def configure(layout: Layout) -> bool:
             files.write(layout.directory / name, (layout.prefix / name).read_text())
         for name in service.empty:
             files.write(layout.directory / name, "")
-    if layout.spec.hypervisor == "libvirt":
+    if layout.spec.has_guests:
         files.write(layout.etc / "namespace.cfg", _render("namespace.cfg", context))
     for name in rendered:
         files.write(layout.etc / name, _render(Path(name).name, context))

@@ -91,7 +91,9 @@ class Instance:
         with self._alone():
             self.supervisor.stop_all(self._services())
             # Guests end once nova-compute has, which would take that for a fault.
-            ending = self._pool.submit(guests.stop, self.layout) if self._is_real else None
+            ending = (
+                self._pool.submit(guests.stop, self.layout) if self.layout.spec.has_guests else None
+            )
             self.supervisor.stop_all(self._backing)
             self.supervisor.shutdown()
             self.supervisor.stop_leftovers()
@@ -106,11 +108,6 @@ class Instance:
         except ProxyError:
             return {}
 
-    @property
-    def _is_real(self) -> bool:
-        """Whether servers are guests of libvirt."""
-        return self.layout.spec.hypervisor == "libvirt"
-
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Wait until nobody else changes the instance: an `up` that lost its caller goes on."""
@@ -123,7 +120,7 @@ class Instance:
         self.supervisor.stop_leftovers()
         self._check_ports()
         Path(self._servers).mkdir(parents=True, exist_ok=True)
-        if self._is_real:
+        if self.layout.spec.has_guests:
             self._prepare_guests(complete=complete)
         # Start what others wait for first.
         kinds = [service.fork_server for service in self.layout.services]
@@ -137,7 +134,7 @@ class Instance:
                 if not name.startswith("OS_") and name != "PYTHONDONTWRITEBYTECODE"
             }
         )
-        if self._is_real:
+        if self.layout.spec.has_guests:
             # Without its configuration, ovn-controller would crash.
             self.supervisor.ensure(("ovsdb-server",))
             self.layout.ovn.configure()
@@ -186,7 +183,7 @@ class Instance:
         :raises InstanceError: when ``image.url`` is no image.
         """
         layout, url = self.layout, self.layout.spec.image["url"]
-        if not self._is_real:
+        if not self.layout.spec.has_guests:
             return image.obtain(url, layout.shared, self._note)
         if url:
             try:
@@ -252,7 +249,7 @@ class Instance:
             for service in self.layout.services:
                 self._manage(service, service.bootstrap)
         self._write_catalog()
-        if self._is_real:
+        if self.layout.spec.has_guests:
             self._configure_guests(complete=complete)
         waiting = [
             worker for service in self.layout.services for worker in service.workers if worker.after
@@ -304,7 +301,7 @@ class Instance:
 
     def _fill(self) -> None:
         file = self._image_file.result() if self._image_file else self._image()
-        if self._is_real:
+        if self.layout.spec.has_guests:
             self.layout.ovn.wait()
         self._client("resources", {"IMAGE": file.to_json()})
         (self.layout.data / "image").unlink(missing_ok=True)

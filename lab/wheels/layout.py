@@ -164,7 +164,7 @@ class Layout:
             etc=self.etc,
             run=self.run,
             emulator=self.emulator,
-            namespace=self.namespace.name if self.spec.hypervisor == "libvirt" else "",
+            namespace=self.namespace.name if self.spec.has_guests else "",
             name=self.spec.name,
             endpoint=self.endpoint("identity"),
             password=self.spec.passwords["admin"],

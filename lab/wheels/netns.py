@@ -109,7 +109,8 @@ class Namespace:
         _sysctl(self.device, "1" if self.reach_peers or self.reach_outside else "0")
         ways_out = _ways_out() if self.reach_outside else set()
         if self.reach_peers:
-            ways_out |= {_add_route(network, host) for network, host in self.peers.items()}
+            metric = _metric(self.state)
+            ways_out |= {_add_route(one, host, metric) for one, host in self.peers.items()}
         for device in ways_out:
             _claim_forwarding(device, self.device)
         _release_forwarding(self.device, keep=ways_out)
@@ -226,7 +227,9 @@ def remove(state: Path) -> None:
         else:
             path.unlink()
     _release_forwarding(f"{own}*")
-    run("ip", "route", "flush", "protocol", _PROTOCOL)
+    for route in _ip("route", "show", "protocol", _PROTOCOL):
+        if route.get("metric") == _metric(state):
+            run("ip", "route", "delete", route["dst"], "metric", str(_metric(state)))
     _remove_mount()
 
 
@@ -317,13 +320,19 @@ def _ways_out() -> set[str]:
     return {route["dev"] for route in _ip("-4", "route", "show", "default") if "dev" in route}
 
 
-def _add_route(network: str, host: str) -> str:
+def _metric(state: Path) -> int:
+    """What tells the routes of the lab in *state* from those of others."""
+    return int(_digest(str(state)), 16)
+
+
+def _add_route(network: str, host: str, metric: int) -> str:
     """Route *network* through *host*, and return the interface that leads there.
 
     :raises LabError: when the host is not a neighbour.
     """
     try:
-        run("ip", "route", "replace", network, "via", host, "protocol", _PROTOCOL)
+        mark = ("protocol", _PROTOCOL, "metric", str(metric))
+        run("ip", "route", "replace", network, "via", host, *mark)
     except LabError as error:
         raise LabError(
             f"{error}: guests reach a peer's range only if its host is in the same network; set "

@@ -92,7 +92,7 @@ def _haproxy(layout: Layout) -> Program:
     configuration = str(layout.etc / "proxy" / "haproxy.cfg")
     command: tuple[str, ...] = (executable("haproxy"), "-W", "-db", "-f", configuration)
     ports = [PROXY_PORT]
-    if layout.spec.hypervisor == "libvirt":
+    if layout.spec.has_guests:
         command += ("-f", str(layout.etc / "namespace.cfg"))
         ports.append(CONSOLE_PORT)
     listens = tuple((layout.spec.address, port) for port in ports)
@@ -101,7 +101,7 @@ def _haproxy(layout: Layout) -> Program:
 
 def _open_virtual_networks(layout: Layout) -> Iterator[Program]:
     """Open vSwitch and OVN, for guests that are real."""
-    if layout.spec.hypervisor == "libvirt":
+    if layout.spec.has_guests:
         for name, command in layout.ovn.programs.items():
             yield Program(name, command, layout.ovn.environment)
 

@@ -62,6 +62,11 @@ class Spec:
         return cls(**json.loads(text))
 
     @property
+    def has_guests(self) -> bool:
+        """Whether servers are real guests, which live in a network namespace."""
+        return self.hypervisor == "libvirt"
+
+    @property
     def resources(self) -> str:
         """A digest of all that decides which users, flavors, networks and images there are."""
         parts = (

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from openstack.connection import Connection
 
-from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 
 #: What the guest of the lab's image says on its console, followed by the image's instance.
@@ -30,11 +29,6 @@ _SSH = (
     *("-o", "ConnectTimeout=3", "-o", "LogLevel=ERROR"),
     *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
 )
-
-
-def is_real(lab: RunningLab) -> bool:
-    """Whether the lab's servers run."""
-    return lab.config.hypervisor == "libvirt"
 
 
 def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> None:

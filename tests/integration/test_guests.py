@@ -15,7 +15,7 @@ import websocket
 
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
-from tests.integration.guests import MARKER, OURS, PATIENCE, Cloud, Guest, eventually, is_real
+from tests.integration.guests import MARKER, OURS, PATIENCE, Cloud, Guest, eventually
 
 USER_DATA = "#!/bin/sh\necho from $(hostname) >/data/user-data\n"
 
@@ -23,7 +23,7 @@ USER_DATA = "#!/bin/sh\necho from $(hostname) >/data/user-data\n"
 @pytest.fixture(scope="module")
 def clouds(lab: RunningLab, shell: Callable[[str], Shell]) -> Iterator[Callable[[str], Cloud]]:
     """Returns what makes servers in an instance, the same one each time; they end with it."""
-    if not is_real(lab):
+    if not lab.config.has_guests:
         pytest.skip(f"the hypervisor is {lab.config.hypervisor}: servers run nothing")
     made: dict[str, Cloud] = {}
 

@@ -179,7 +179,7 @@ def test_data_of_another_installation_is_migrated_before_a_service_starts(
     status = json.loads(lab.setup_env("status", "--json").stdout)
     [seen] = [one for one in status["instances"] if one["name"] == "InstanceTwo"]
     running = {service["name"] for service in seen["services"] if service["state"] == "running"}
-    hypervisor: Hypervisor = "libvirt" if lab.config.hypervisor == "libvirt" else "fake"
+    hypervisor: Hypervisor = "libvirt" if lab.config.has_guests else "fake"
     assert running == set(BACKING[hypervisor])
 
     assert "databases' schema" in lab.setup_env("up", "--no-attach", "InstanceTwo").stdout

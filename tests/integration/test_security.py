@@ -31,7 +31,7 @@ def test_accounts_of_services_are_services_and_nothing_else(lab: RunningLab, one
     }
     others = {row["User"].partition("@")[0] for row in rows if row["Role"] != "service"}
     # Nova asks for more of the one that tells it about real ports (lab/wheels/services.py).
-    assert others == ({"neutron"} if lab.config.hypervisor == "libvirt" else set())
+    assert others == ({"neutron"} if lab.config.has_guests else set())
 
 
 def test_an_invalid_foreign_token_costs_three_lines_and_no_login(

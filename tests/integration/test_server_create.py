@@ -15,7 +15,7 @@ from openstackoid.proxy.log import LogLine
 from openstackoid.scope import Scope
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
-from tests.integration.guests import MARKER, is_real
+from tests.integration.guests import MARKER
 
 INSTANCES = ("InstanceOne", "InstanceTwo")
 SCOPED = ("identity", "compute", "image")
@@ -116,7 +116,9 @@ def created(
         wait(jobs.values())
         lines = [line for name in INSTANCES for line in shell(name).proxy_log(seen[name])]
         # Only now: these logins are not the servers'.
-        consoles = {request: pool.submit(console, request) for request in chosen if is_real(lab)}
+        consoles = {
+            request: pool.submit(console, request) for request in chosen if lab.config.has_guests
+        }
 
         def result(request: Request) -> Created:
             own = [line for line in lines if line.scope == request.resolved]
@@ -162,7 +164,7 @@ def test_a_server_is_made_of_the_services_that_its_scope_names(
         if line.method == "POST" and line.uri.endswith("/auth/tokens") and line.service
     ]
     assert logins == [(request_.home, request_.identity, 201)]
-    if is_real(lab):
+    if lab.config.has_guests:
         assert f"{MARKER} {request_.image}\n" in found.console.replace("\r", "")
 
 

@@ -74,7 +74,7 @@ def test_a_newcomer_sees_what_the_readme_promises(lab: RunningLab, panes: dict[s
     )
     assert re.search(rf"\| image +\| cirros \({image}\) +\|", screen)
     assert re.search(r"\| status +\| ACTIVE +\|", screen)
-    if lab.config.hypervisor == "libvirt":
+    if lab.config.has_guests:
         _sees_a_guest(panes["InstanceOne"], image)
     _type(panes["InstanceOne"], "InstanceOne", "openstack server delete my-vm --wait")
 
