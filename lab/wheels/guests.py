@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -153,12 +154,30 @@ def _probe(shared: Path) -> tuple[str, str]:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "qemu", "there is no /dev/kvm"
     try:
-        image = guest.build(shared)
+        works = boots(shared, "kvm", _KVM_PATIENCE)
     except guest.GuestError as error:
         return "qemu", f"/dev/kvm is there, but there is no image to try it with: {error}"
+    if works:
+        return "kvm", "a guest boots with it"
+    return "qemu", "/dev/kvm is there, but no guest boots with it"
+
+
+def boots(shared: Path, accelerator: str, patience: float) -> bool:
+    """Whether a guest boots with QEMU's *accelerator* within *patience* seconds.
+
+    :raises GuestError: when there is no image in *shared*, and none can be made.
+    """
+    with tempfile.TemporaryDirectory(dir=shared, prefix=".probe-") as directory:
+        image = Path(directory, "image")
+        guest.personalise(guest.build(shared), "probe", image)
+        return _speaks(image, accelerator, patience)
+
+
+def _speaks(image: Path, accelerator: str, patience: float) -> bool:
+    """Whether the kernel in *image*, one of ours, says something."""
     command = (
-        *("qemu-system-x86_64", "-accel", "kvm", "-machine", "pc", "-m", "192", "-display", "none"),
-        *("-nodefaults", "-no-reboot", "-serial", "stdio", "-snapshot"),
+        *("qemu-system-x86_64", "-accel", accelerator, "-machine", "pc", "-m", "192"),
+        *("-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"),
         *("-drive", f"file={image},format=raw,if=virtio"),
     )
     with subprocess.Popen(
@@ -166,7 +185,7 @@ def _probe(shared: Path) -> tuple[str, str]:
     ) as process:
         output = cast("IO[bytes]", process.stdout)
         os.set_blocking(output.fileno(), False)
-        deadline = time.monotonic() + _KVM_PATIENCE
+        deadline = time.monotonic() + patience
         said = b""
         while time.monotonic() < deadline and process.poll() is None:
             said += output.read() or b""
@@ -174,9 +193,7 @@ def _probe(shared: Path) -> tuple[str, str]:
                 break
             time.sleep(0.05)
         process.kill()
-    if b"openstackoid" in said:
-        return "kvm", "a guest boots with it"
-    return "qemu", "/dev/kvm is there, but no guest boots with it"
+    return b"openstackoid" in said
 
 
 def stop(layout: Layout) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from lab import apt
 from lab.guest import PACKAGES, build, made_of, personalise
+from lab.wheels import guests
 
 #: How many seconds a test waits for what takes a few.
 PATIENCE = 60
@@ -214,3 +215,10 @@ def test_a_server_without_any_metadata_has_its_prompt(disk: Path, boot: list[Ser
     boot.append(Server(disk))
     boot[-1].wait_for("openstackoid login:")
     boot[-1].press_power_button()
+
+
+@pytest.mark.parametrize(("accelerator", "boots"), [("tcg", True), ("broken", False)])
+def test_the_trial_of_an_accelerator_sees_whether_a_guest_boots(
+    base: Path, accelerator: str, boots: bool
+) -> None:
+    assert guests.boots(base.parent, accelerator, PATIENCE) is boots
