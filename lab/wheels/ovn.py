@@ -164,16 +164,25 @@ def _answers(path: Path) -> bool:
 
 
 def make_emulator(directory: Path) -> None:
-    """Put a QEMU into *directory* whose guests finish their checksums themselves.
+    """Put a QEMU into *directory* whose guests finish their checksums, and whose interfaces are up.
 
     libvirt takes the first ``qemu-system-x86_64`` in its PATH. The card of a guest usually leaves
     a checksum to whoever sends the packet on. Open vSwitch in userspace does not do that, and with
     its ``userspace-tso-enable`` its NAT (3.1) still spoils such a checksum: another instance's
     guests drop the packet.
+
+    os-vif makes an interface and sets it up. Open vSwitch in userspace adds it meanwhile, and may
+    write the flags that it has read before (update_flags in lib/netdev-linux.c): the interface
+    stays down. Seen with one guest in 235.
     """
-    path = directory / _EMULATOR.name
     files.write(
-        path, f'#!/bin/sh\nexec {_EMULATOR} -global virtio-net-device.csum=off "$@"\n', 0o755
+        directory / _EMULATOR.name,
+        "#!/bin/sh\n"
+        "for tap in /sys/class/net/tap*; do\n"
+        '    /sbin/ip link set "${tap##*/}" up 2>/dev/null\n'
+        "done\n"
+        f'exec {_EMULATOR} -global virtio-net-device.csum=off "$@"\n',
+        0o755,
     )
 
 
