@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import websocket
 
+from lab.wheels import netns
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 from tests.integration.guests import MARKER, OURS, PATIENCE, Cloud, Guest, eventually
@@ -275,6 +276,18 @@ def test_a_resized_guest_has_more_memory_and_its_data(cloud: Cloud, guest: Guest
     cloud.shell.openstack(f"server resize confirm {guest.id}")
     _check_data(guest)
     assert int(guest.run(memory)) > 2 * before
+
+
+def test_an_interface_that_stayed_down_is_up_when_another_guest_starts(
+    lab: RunningLab, cloud: Cloud, guest: Guest, neighbour: Guest
+) -> None:
+    namespace = f"{netns.prefix(lab.config.state)}-{cloud.shell.name}"
+    [port] = cloud.api.network.ports(device_id=guest.id)
+    interface = f"tap{port.id[:11]}"
+    subprocess.run(["ip", "-n", namespace, "link", "set", interface, "down"], check=True)
+    assert not guest.pings()
+    cloud.shell.openstack(f"server reboot --hard --wait {neighbour.id}")
+    eventually(guest.pings)
 
 
 def test_a_rebuilt_guest_has_a_new_disk_and_its_old_address(cloud: Cloud, neighbour: Guest) -> None:
