@@ -344,7 +344,10 @@ class Lab(_Part):
 
     @property
     def dashboard(self) -> str:
-        """The address of this lab's dashboard on this machine, which other labs do not use."""
+        """The address of the dashboard on this machine.
+
+        On an address of the lab's own, if it has one, it does not meet those of other labs.
+        """
         first = self.instances[0].address
         return str(first) if first.is_loopback else "127.0.0.1"
 

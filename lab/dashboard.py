@@ -91,7 +91,7 @@ def settings(
     values = {
         "AVAILABLE_REGIONS": entries,
         "OPENSTACK_KEYSTONE_URL": entries[0][0],
-        # Horizon would offer one that fails.
+        # Where there is none, Horizon would offer one that fails.
         "CONSOLE_TYPE": "SERIAL" if consoles else None,
         # The page of a server has its console in a frame, which Django forbids.
         "X_FRAME_OPTIONS": "SAMEORIGIN",

@@ -72,7 +72,7 @@ def require_disk(path: Path) -> None:
     """
     with path.open("rb") as stream:
         sector = stream.read(512)
-    if not sector.startswith(_QCOW) and sector[510:] != b"\x55\xaa":
+    if disk_format(path) == "raw" and sector[510:] != b"\x55\xaa":
         path.unlink()
         begins = sector[:20].decode(errors="replace")
         raise ImageError(f"it is no disk image that boots, but begins with {begins!r}")

@@ -54,10 +54,10 @@ class Wheels(Stack):
 
         Machines have it only on request, since it costs each of them packages and memory.
         """
-        if lab.hypervisor == "fake" or (lab.has_guests and not is_here):
+        if lab.hypervisor == "fake" or (lab.hypervisor == "libvirt" and not is_here):
             return lab.hypervisor, "as chosen"
         fault = unusable(is_here=is_here)
-        if lab.has_guests and fault:
+        if lab.hypervisor == "libvirt" and fault:
             raise LabError(f"the hypervisor libvirt cannot be had: {fault}")
         return ("fake", fault) if fault else ("libvirt", "this machine can run guests")
 

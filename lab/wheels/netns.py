@@ -110,7 +110,7 @@ class Namespace:
         ways_out = _ways_out() if self.reach_outside else set()
         if self.reach_peers:
             metric = _metric(self.state)
-            ways_out |= {_add_route(one, host, metric) for one, host in self.peers.items()}
+            ways_out |= {_add_route(range_, host, metric) for range_, host in self.peers.items()}
         for device in ways_out:
             _claim_forwarding(device, self.device)
         _release_forwarding(self.device, keep=ways_out)
@@ -227,9 +227,10 @@ def remove(state: Path) -> None:
         else:
             path.unlink()
     _release_forwarding(f"{own}*")
+    metric = _metric(state)
     for route in _ip("route", "show", "protocol", _PROTOCOL):
-        if route.get("metric") == _metric(state):
-            run("ip", "route", "delete", route["dst"], "metric", str(_metric(state)))
+        if route.get("metric") == metric:
+            run("ip", "route", "delete", route["dst"], "metric", str(metric))
     _remove_mount()
 
 

@@ -277,8 +277,8 @@ def test_a_resized_guest_has_more_memory_and_its_data(cloud: Cloud, guest: Guest
     guest.becomes("ACTIVE")
     assert guest.run("cat /data/kept") == "kept"
     assert int(guest.run(memory)) > 2 * before
-    # Nova takes the serial port of the smaller one for its own (_serial_ports_already_defined), and
-    # gives it none, and so no console, before its next start.
+    # Nova still sees the guest as it was, with a serial port (_serial_ports_already_defined), and
+    # makes none. The guest has no console before its next start.
     cloud.shell.openstack(f"server reboot --hard --wait {guest.id}")
     _check_data(guest)
 
