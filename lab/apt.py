@@ -7,6 +7,7 @@ DIRECTORY`` to remove them again.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -30,6 +31,8 @@ kill -0 {pid} 2>/dev/null && exit 101
 [ -x {saved} ] && exec {saved} "$@"
 exit 0
 """
+#: Dpkg's database. Dpkg itself locks files in it, with another kind of lock.
+_DPKG = Path("/var/lib/dpkg")
 _UNITS = (".service", ".socket", ".timer", ".path")
 _APT_ENVIRONMENT = (
     "DEBIAN_FRONTEND=noninteractive",
@@ -77,11 +80,25 @@ def ensure(
 
     :raises LabError: when they cannot be installed; without permission, nothing changes.
     """
+    packages = set(packages)
     note = directory / "packages-before.txt" if directory else None
+    if missing(packages) or (note and note.exists()):
+        with _alone():
+            _ensure(packages, say, directory, note, removable=removable)
+
+
+def _ensure(
+    packages: set[str],
+    say: Callable[[str], None],
+    directory: Path | None,
+    note: Path | None,
+    *,
+    removable: bool,
+) -> None:
     begun = note is not None and note.exists()
     lacking = missing(packages)
     if not lacking and not begun:
-        return
+        return  # Another installation had them, too.
     root = _become_root()
     if root is None:
         raise LabError(f"Debian packages are missing: {install_line(lacking)}")
@@ -113,14 +130,15 @@ def remove(directory: Path) -> None:
 
     :raises LabError: when apt-get refuses, or we may not remove packages.
     """
-    brought = sorted(_remembered(directory) & _installed())
-    if not brought:
+    if not _remembered(directory) & _installed():
         return
     root = _become_root()
     if root is None:
         raise LabError("only root may remove packages here: become root")
     purge = [*root, "env", *_APT_ENVIRONMENT, "apt-get", "-o", "DPkg::Lock::Timeout=120", "purge"]
-    done = _logged([*purge, "--yes", *brought], directory / "packages.log")
+    with _alone():
+        brought = sorted(_remembered(directory) & _installed())
+        done = _logged([*purge, "--yes", *brought], directory / "packages.log")
     if done.returncode != 0:
         last = done.stdout.strip().splitlines()[-1:]
         raise LabError(f"apt-get purge failed: {' '.join(last)}")
@@ -211,6 +229,20 @@ def _logged(argv: Sequence[str], log: Path | None) -> subprocess.CompletedProces
         with log.open("a", encoding="utf-8") as file:
             file.write(f"$ {shlex.join(argv)}\n{done.stdout}")
     return done
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait until no other process of this project changes packages.
+
+    Two at once would take the other's packages for their own, and remove its policy.
+    """
+    directory = os.open(_DPKG, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 @contextmanager

@@ -236,7 +236,7 @@ def logs(root: Path, name: str, service: str | None, follow: bool) -> None:
 @click.pass_obj
 def test(root: Path, arguments: tuple[str, ...]) -> None:
     """Run linters and tests; bring up the lab if they need it, and restore its state afterwards."""
-    from lab import apt  # noqa: PLC0415
+    from lab import apt, suite  # noqa: PLC0415
     from lab.hypervisors import decide  # noqa: PLC0415
     from lab.lifecycle import Lifecycle  # noqa: PLC0415
 
@@ -245,8 +245,10 @@ def test(root: Path, arguments: tuple[str, ...]) -> None:
     apt.ensure(needed, lambda line: click.echo(line, err=True))
     ensure("test")
     os.chdir(root)
-    python = str(VENV / "bin/python")
-    os.execv(python, [python, "-m", "pytest", *arguments])  # noqa: S606
+    pytest = [str(VENV / "bin/python"), "-m", "pytest"]
+    if arguments:
+        os.execv(pytest[0], [*pytest, *arguments])  # noqa: S606
+    sys.exit(suite.run(pytest))
 
 
 @commands.command()

@@ -27,6 +27,7 @@ _SLOW = (
     "devstack",
     "infra",
     "integration",
+    "labs",
     "machines",
     "unit/test_distributions.py",
     "unit/lab/test_bootstrap.py",

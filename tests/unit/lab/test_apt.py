@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,21 @@ def test_nothing_is_said_if_nothing_is_missing() -> None:
     said: list[str] = []
     apt.ensure(["dpkg"], said.append)
     assert said == []
+
+
+def test_an_installation_waits_for_another_one() -> None:
+    entered = threading.Event()
+
+    def install() -> None:
+        with apt._alone():
+            entered.set()
+
+    second = threading.Thread(target=install)
+    with apt._alone():
+        second.start()
+        assert not entered.wait(0.5)
+    second.join(10)
+    assert entered.is_set()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user without rights")
