@@ -23,6 +23,7 @@ if is_service_enabled openstackoid-proxy; then
     elif [[ "$1" == "stack" && "$2" == "extra" ]]; then
         # Other plugins may have registered endpoints in the meantime.
         register_openstackoid_endpoints
+        register_openstackoid_regions
     elif [[ "$1" == "unstack" ]]; then
         stop_openstackoid
     elif [[ "$1" == "clean" ]]; then

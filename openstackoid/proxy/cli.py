@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from openstackoid.proxy.config import Proxy, ProxyError, peer_states, write
+from openstackoid.scope import Scope, ScopeError
 
 _Part = TypeVar("_Part")
 #: The types of a description's fields, as error messages name them.
@@ -134,6 +135,30 @@ def check(description: BinaryIO) -> None:
     if judged.returncode != 0:
         click.echo(judged.stderr, err=True, nl=False)
     sys.exit(judged.returncode)
+
+
+@main.command()
+@_DESCRIPTION
+@click.argument("scope")
+def prefix(description: BinaryIO, scope: str) -> None:
+    """Print the path that makes a region's endpoints carry SCOPE.
+
+    SCOPE is TYPE=INSTANCE,TYPE=INSTANCE, or the name of an instance that provides everything but
+    identity: clients log in before they choose a region.
+    """
+    proxy = read_description(description.read())
+    types = [service for service in proxy.service_types if service != "identity"]
+    try:
+        is_pairs = "=" in scope
+        wanted = Scope.parse(scope) if is_pairs else Scope(dict.fromkeys(types, scope))
+    except ScopeError as error:
+        raise ProxyError(str(error)) from error
+    for service, instance in wanted.items():
+        if service not in types:
+            raise ProxyError(f"{service!r} cannot be in a region: use {', '.join(types)}")
+        if instance not in proxy.instances:
+            raise ProxyError(f"unknown instance {instance!r}: use {', '.join(proxy.instances)}")
+    click.echo(f"/{wanted.url_segment()}")
 
 
 @main.command()

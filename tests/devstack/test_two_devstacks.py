@@ -59,6 +59,7 @@ def lab(git_base: str, clone: Callable[[], Clone]) -> Clone:
                 # Two DevStacks on few cores.
                 "API_WORKERS": 1,
                 "GIT_DEPTH": 400,
+                "OPENSTACKOID_REGIONS": "InstanceOne InstanceTwo mixed:image=InstanceTwo",
             },
         },
     )
@@ -147,6 +148,13 @@ def test_the_catalog_knows_the_proxy_only(lab: Clone, name: str) -> None:
     urls = ssh(lab, name, "openstack endpoint list -f value -c URL").split()
     assert len(urls) >= len(SERVICES)
     assert [url for url in urls if not url.startswith(f"http://{ADDRESS[name]}:8888/")] == []
+
+
+@pytest.mark.parametrize("region", ["InstanceOne", "InstanceTwo", "mixed"])
+def test_a_region_carries_its_scope(lab: Clone, region: str) -> None:
+    image = image_id(lab, region if region in NAMES else "InstanceTwo")
+    listing = f"openstack --os-region-name {region} image list -f value -c ID"
+    assert ssh(lab, "InstanceOne", listing).split() == [image]
 
 
 @pytest.mark.parametrize("service", ["identity", "image", "compute", "networking", "placement"])

@@ -19,6 +19,13 @@ ROOT = Path(__file__).resolve().parents[3]
 CONTRACT = Path(__file__).with_name("contract.sh")
 HOST = "192.168.56.11"
 #: DevStack's catalog before post-config, and one URL that only looks like a service.
+#: The same later: types and URLs of some public endpoints.
+CATALOG = f"""\
+identity http://{HOST}:8888/identity
+compute http://{HOST}:8888/compute/v2.1
+image http://{HOST}:8888/image
+object-store http://{HOST}:8080/v1/AUTH_$(project_id)s
+"""
 ENDPOINTS = f"""\
 i1 http://{HOST}:8888/identity
 c1 http://{HOST}/compute/v2.1
@@ -57,6 +64,7 @@ class DevStack:
         """Write the files as they are when the plugin's phases begin."""
         (self.root / "apache").mkdir()
         (self.root / "endpoints").write_text(ENDPOINTS)
+        (self.root / "catalog").write_text(CATALOG)
         (self.root / "keystone.conf").write_text(
             f"[DEFAULT]\npublic_endpoint = http://{HOST}/identity\nmax_token_size = 16384\n"
         )

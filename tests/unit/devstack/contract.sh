@@ -43,7 +43,7 @@ function sudo {
     esac
 }
 
-for name in async_wait echo_summary enable_apache_mod install_package pip_install reload_service run_process \
+for name in async_wait echo_summary enable_apache_mod get_or_create_endpoint install_package pip_install reload_service run_process \
     stop_process stop_service wait_for_service; do
     eval "function $name { write_down $name \"\$@\"; }"
 done
@@ -58,9 +58,10 @@ function is_package_installed {
 
 function openstack {
     write_down openstack "$@"
-    if [[ "$*" == *"endpoint list"* ]]; then
-        cat "$ROOT/endpoints"
-    fi
+    case "$*" in
+        *"endpoint list"*"Service Type"*) cat "$ROOT/catalog" ;;
+        *"endpoint list"*) cat "$ROOT/endpoints" ;;
+    esac
 }
 
 function die {

@@ -6,6 +6,8 @@ import subprocess
 
 import pytest
 
+from openstackoid.scope import Scope, scoped_auth_url
+
 from .conftest import HOST, ROOT, DevStack
 
 PROXY = f"http://{HOST}:8888"
@@ -21,6 +23,7 @@ WITH_CINDER = "key,n-api,n-cond,placement-api,g-api,q-svc,c-api,c-vol"
         ("OPENSTACKOID_NAME", "InstanceOne"),
         ("OPENSTACKOID_PEERS", ""),
         ("OPENSTACKOID_ISSUERS", "ALL"),
+        ("OPENSTACKOID_REGIONS", ""),
         ("OPENSTACKOID_BIND", HOST),
         ("OPENSTACKOID_PORT", "8888"),
         (
@@ -353,6 +356,47 @@ def test_a_catalog_that_is_right_stays_as_it_is(devstack: DevStack) -> None:
         devstack.stack("extra").called("openstack --os-cloud devstack-system-admin endpoint set")
         == []
     )
+
+
+def test_the_catalog_has_no_further_region_unless_asked(devstack: DevStack) -> None:
+    assert devstack.stack().called("get_or_create_endpoint") == []
+
+
+def test_a_region_of_the_catalog_carries_its_scope(devstack: DevStack) -> None:
+    devstack.local_conf["OPENSTACKOID_REGIONS"] = "InstanceTwo, mixed:image=InstanceTwo"
+    run = devstack.stack()
+    everything = dict.fromkeys(("compute", "image", "network", "placement"), "InstanceTwo")
+    assert run.called("get_or_create_endpoint") == [
+        f"get_or_create_endpoint {kind} {region} {scoped_auth_url(PROXY + path, Scope(scope))}"
+        for region, scope in (("InstanceTwo", everything), ("mixed", {"image": "InstanceTwo"}))
+        for kind, path in (
+            ("identity", "/identity"),
+            ("compute", "/compute/v2.1"),
+            ("image", "/image"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("region", "says"),
+    [
+        ("InstanceThree", "unknown instance 'InstanceThree': use InstanceOne, InstanceTwo"),
+        ("mixed:image=InstanceThree", "unknown instance 'InstanceThree'"),
+        ("mixed:identity=InstanceTwo", "'identity' cannot be in a region"),
+        ("mixed:image=InstanceTwo+glance=InstanceOne", "'image' appears twice"),
+        ("mixed:volume=InstanceTwo", "'block-storage' cannot be in a region: use compute, image"),
+        ("a/b:image=InstanceTwo", "'a/b:image=InstanceTwo' is neither a peer's name"),
+    ],
+)
+def test_a_bad_region_ends_the_run_before_the_proxy_starts(
+    devstack: DevStack, region: str, says: str
+) -> None:
+    devstack.local_conf["OPENSTACKOID_REGIONS"] = region
+    run = devstack.run("stack pre-install", "stack install")
+    assert run.status != 0
+    assert f"OPENSTACKOID_REGIONS: '{region}' is neither" in run.error
+    assert says in run.error
+    assert run.called("run_process") == []
 
 
 def test_a_failing_client_ends_the_run(devstack: DevStack) -> None:
