@@ -228,7 +228,7 @@ def destroy(root: Path) -> None:
                 hosts = lifecycle.hosts_up()
                 lifecycle.stack.destroy(hosts)
                 lifecycle.provider.destroy()
-            processes.stop_all(state)
+            processes.kill_all(state)
             guests.remove(state)
             _remove(state)
     tmux.remove()

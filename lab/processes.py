@@ -59,7 +59,7 @@ def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
     for process in wait(alive, grace):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    wait(alive, grace)
+    wait(alive, 10)
 
 
 def wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -83,17 +83,17 @@ def _has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def stop_all(state: Path) -> None:
-    """Stop every process of the lab in *state*.
+def kill_all(state: Path) -> None:
+    """Kill every process of the lab in *state*: nobody needs its data any more.
 
-    :raises LabError: when one survives even a kill.
+    :raises LabError: when one survives.
     """
-    # Repeat: a supervisor may start something while it shuts down.
+    # Repeat: a supervisor may start something before it is killed.
     for _ in range(10):
         left = marked(state)
         if not left:
             return
-        stop(left)
+        stop(left, grace=0)
     pids = ", ".join(str(process.pid) for process in left)
     raise LabError(f"processes {pids} survive even a kill: see `ps`, then try again")
 

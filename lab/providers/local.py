@@ -185,7 +185,7 @@ class Local(Provider):
     def destroy(self) -> None:
         """Stop every process of the lab; all its files are in the lab's state."""
         self._kill_supervisor()
-        processes.stop_all(self.lab.state)
+        processes.kill_all(self.lab.state)
         _remove_privilege_separation_directory(self._directory)
 
     def is_up(self, name: str) -> bool:

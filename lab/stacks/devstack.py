@@ -104,6 +104,12 @@ class DevStack(Stack):
         kept = [host for host in hosts if host.outlives_lab]
         for_each(kept, lambda host: self._machine(host).clean())
 
+    def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        """The names of the regions that the plugin makes; their scopes are its own matter."""
+        words = str(self.lab.devstack.settings.get("OPENSTACKOID_REGIONS", "")).replace(",", " ")
+        regions = (word.partition(":")[0] for word in words.split())
+        return {region: {} for region in regions if region != name}
+
     def status(self, host: Host) -> InstanceStatus:
         """The state of DevStack's units from systemd, and of each peer from the proxy."""
         machine = self._machine(host)

@@ -11,6 +11,7 @@ SERVICE_HOST=${SERVICE_HOST:-192.168.56.11}
 HOST_IP=$SERVICE_HOST
 REGION_NAME=${REGION_NAME:-InstanceOne}
 ENABLED_SERVICES=${ENABLED_SERVICES:-key,n-api,n-cpu,n-cond,n-sch,n-api-meta,placement-api,placement-client,g-api,q-svc,mysql}
+REGIONS=${REGIONS:-$REGION_NAME}
 DISABLED_SERVICES=${DISABLED_SERVICES:-}
 STACK_USER=$(id -un)
 SERVICE_TIMEOUT=60
@@ -43,7 +44,7 @@ function sudo {
     esac
 }
 
-for name in async_wait echo_summary enable_apache_mod get_or_create_endpoint install_package pip_install reload_service run_process \
+for name in async_wait echo_summary enable_apache_mod install_package pip_install reload_service run_process \
     stop_process stop_service wait_for_service; do
     eval "function $name { write_down $name \"\$@\"; }"
 done
@@ -61,6 +62,7 @@ function openstack {
     case "$*" in
         *"endpoint list"*"Service Type"*) cat "$ROOT/catalog" ;;
         *"endpoint list"*) cat "$ROOT/endpoints" ;;
+        *"region list"*) tr ' ' '\n' <<< "$REGIONS" ;;
     esac
 }
 

@@ -11,6 +11,7 @@ from openstackoid.scope import Scope, scoped_auth_url
 from .conftest import HOST, ROOT, DevStack
 
 PROXY = f"http://{HOST}:8888"
+ADMIN = "openstack --os-cloud devstack-system-admin"
 WITH_CINDER = "key,n-api,n-cond,placement-api,g-api,q-svc,c-api,c-vol"
 
 
@@ -339,7 +340,7 @@ def test_the_catalog_points_to_the_proxy_for_the_services_behind_it(
     devstack: DevStack, phase: str
 ) -> None:
     run = devstack.stack(phase)
-    head = "openstack --os-cloud devstack-system-admin endpoint"
+    head = f"{ADMIN} endpoint"
     assert run.called(f"{head} list") == [f"{head} list --region InstanceOne -f value -c ID -c URL"]
     assert run.called(f"{head} set") == [
         f"{head} set --url {PROXY}/compute/v2.1 c1",
@@ -359,22 +360,33 @@ def test_a_catalog_that_is_right_stays_as_it_is(devstack: DevStack) -> None:
 
 
 def test_the_catalog_has_no_further_region_unless_asked(devstack: DevStack) -> None:
-    assert devstack.stack().called("get_or_create_endpoint") == []
+    run = devstack.stack()
+    assert run.called(f"{ADMIN} region create") == []
+    assert run.called(f"{ADMIN} endpoint create") == []
 
 
 def test_a_region_of_the_catalog_carries_its_scope(devstack: DevStack) -> None:
-    devstack.local_conf["OPENSTACKOID_REGIONS"] = "InstanceTwo, mixed:image=InstanceTwo"
+    devstack.local_conf["OPENSTACKOID_REGIONS"] = "InstanceOne InstanceTwo, mixed:image=InstanceTwo"
     run = devstack.stack()
-    everything = dict.fromkeys(("compute", "image", "network", "placement"), "InstanceTwo")
-    assert run.called("get_or_create_endpoint") == [
-        f"get_or_create_endpoint {kind} {region} {scoped_auth_url(PROXY + path, Scope(scope))}"
-        for region, scope in (("InstanceTwo", everything), ("mixed", {"image": "InstanceTwo"}))
-        for kind, path in (
-            ("identity", "/identity"),
-            ("compute", "/compute/v2.1"),
-            ("image", "/image"),
-        )
+    regions = {
+        "InstanceTwo": dict.fromkeys(("compute", "image", "network", "placement"), "InstanceTwo"),
+        "mixed": {"image": "InstanceTwo"},
+    }
+    paths = {"identity": "/identity", "compute": "/compute/v2.1", "image": "/image"}
+    assert run.called(f"{ADMIN} region create") == [
+        f"{ADMIN} region create {region}" for region in regions
     ]
+    assert run.called(f"{ADMIN} endpoint create") == [
+        f"{ADMIN} endpoint create --region {region} {kind} public"
+        f" {scoped_auth_url(PROXY + path, Scope(scope))}"
+        for region, scope in regions.items()
+        for kind, path in paths.items()
+    ]
+
+
+def test_a_region_that_is_there_stays_as_it_is(devstack: DevStack) -> None:
+    devstack.local_conf |= {"OPENSTACKOID_REGIONS": "InstanceTwo", "REGIONS": "InstanceTwo other"}
+    assert devstack.stack().called(f"{ADMIN} region create") == []
 
 
 @pytest.mark.parametrize(

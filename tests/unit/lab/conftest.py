@@ -95,5 +95,5 @@ def sandbox() -> Iterator[Sandbox]:
     yield one
     one.run("destroy")
     end_tmux(one.socket)
-    processes.stop_all(one.state)
+    processes.kill_all(one.state)
     shutil.rmtree(root)
