@@ -89,7 +89,7 @@ def test_the_dashboard_lives_as_long_as_the_lab(sandbox: Sandbox) -> None:
 
     url = f"http://{address}:8880/"
     assert url in sandbox.ok("dashboard")
-    with urllib.request.urlopen(f"{url}auth/login/", timeout=10) as page:
+    with urllib.request.urlopen(f"{url}auth/login/", timeout=60) as page:
         assert b"InstanceTwo" in page.read()
     running = {"state": "running", "url": url}
     assert json.loads(sandbox.ok("status", "--json"))["dashboard"] == running
