@@ -98,7 +98,7 @@ def _ensure(
     begun = note is not None and note.exists()
     lacking = missing(packages)
     if not lacking and not begun:
-        return  # Another installation had them, too.
+        return  # The process that we waited for has installed them.
     root = _become_root()
     if root is None:
         raise LabError(f"Debian packages are missing: {install_line(lacking)}")
@@ -235,7 +235,7 @@ def _logged(argv: Sequence[str], log: Path | None) -> subprocess.CompletedProces
 def _alone() -> Iterator[None]:
     """Wait until no other process of this project changes packages.
 
-    Two at once would take the other's packages for their own, and remove its policy.
+    Each of two at once would take the other's packages for its own, and remove its policy.
     """
     directory = os.open(_DPKG, os.O_RDONLY | os.O_DIRECTORY)
     try:

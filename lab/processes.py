@@ -16,6 +16,8 @@ from lab.errors import LabError
 LAB_MARK = "OPENSTACKOID_LAB"
 #: Environment variable in every process of an instance: the instance's name.
 INSTANCE_MARK = "OPENSTACKOID_INSTANCE"
+#: Seconds for a process to end: before a kill, unless a caller says otherwise, and after it.
+_PATIENCE = 10.0
 
 
 def marks(state: Path, instance: str | None = None) -> dict[str, str]:
@@ -47,7 +49,7 @@ def marked(state: Path, instance: str | None = None) -> list[psutil.Process]:
     return [running[pid] for pid in sorted(found)]
 
 
-def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
+def stop(processes: Iterable[psutil.Process], grace: float = _PATIENCE) -> None:
     """Ask *processes* to end; kill those that still run after *grace* seconds."""
     alive = list(processes)
     for process in alive:
@@ -59,7 +61,7 @@ def stop(processes: Iterable[psutil.Process], grace: float = 10.0) -> None:
     for process in wait(alive, grace):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    wait(alive, 10)
+    wait(alive, _PATIENCE)
 
 
 def wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:

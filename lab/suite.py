@@ -16,8 +16,8 @@ OWN_LAB = ("tests/infra", "tests/integration")
 def run(pytest: Sequence[str]) -> int:
     """Run all tests with the command *pytest*; return its exit status.
 
-    The tests of the repository's own lab have the terminal. All others run beside them: they need
-    no lab, or have labs of their own. Their output follows at the end.
+    The tests of the repository's own lab have the terminal. All other tests run beside them, since
+    they need no lab or have labs of their own. The output of these others comes last.
     """
     with tempfile.TemporaryFile() as output:
         others = subprocess.Popen(

@@ -105,7 +105,7 @@ class DevStack(Stack):
         for_each(kept, lambda host: self._machine(host).clean())
 
     def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
-        """The names of the regions that the plugin makes; their scopes are its own matter."""
+        """The regions that the plugin makes; it alone knows their scopes, which are empty here."""
         words = str(self.lab.devstack.settings.get("OPENSTACKOID_REGIONS", "")).replace(",", " ")
         regions = (word.partition(":")[0] for word in words.split())
         return {region: {} for region in regions if region != name}

@@ -18,14 +18,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 CONTRACT = Path(__file__).with_name("contract.sh")
 HOST = "192.168.56.11"
-#: DevStack's catalog before post-config, and one URL that only looks like a service.
-#: The same later: types and URLs of some public endpoints.
+#: Types and URLs of some public endpoints in DevStack's catalog, after post-config.
 CATALOG = f"""\
 identity http://{HOST}:8888/identity
 compute http://{HOST}:8888/compute/v2.1
 image http://{HOST}:8888/image
 object-store http://{HOST}:8080/v1/AUTH_$(project_id)s
 """
+#: DevStack's catalog before post-config, and one URL that only looks like a service.
 ENDPOINTS = f"""\
 i1 http://{HOST}:8888/identity
 c1 http://{HOST}/compute/v2.1

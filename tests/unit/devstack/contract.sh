@@ -10,8 +10,8 @@ set -o errexit
 SERVICE_HOST=${SERVICE_HOST:-192.168.56.11}
 HOST_IP=$SERVICE_HOST
 REGION_NAME=${REGION_NAME:-InstanceOne}
-ENABLED_SERVICES=${ENABLED_SERVICES:-key,n-api,n-cpu,n-cond,n-sch,n-api-meta,placement-api,placement-client,g-api,q-svc,mysql}
 REGIONS=${REGIONS:-$REGION_NAME}
+ENABLED_SERVICES=${ENABLED_SERVICES:-key,n-api,n-cpu,n-cond,n-sch,n-api-meta,placement-api,placement-client,g-api,q-svc,mysql}
 DISABLED_SERVICES=${DISABLED_SERVICES:-}
 STACK_USER=$(id -un)
 SERVICE_TIMEOUT=60
