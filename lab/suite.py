@@ -38,5 +38,9 @@ def run(pytest: Sequence[str]) -> int:
         statuses = (own.wait(), others.wait())
         output.seek(0)
         sys.stdout.buffer.write(output.read())
-        sys.stdout.flush()
+    for name, status in zip(
+        (f"tests in {' and '.join(OWN_LAB)}", "all other tests"), statuses, strict=True
+    ):
+        print(f"{name}: {'passed' if status == 0 else f'FAILED (status {status})'}")
+    sys.stdout.flush()
     return next((status for status in statuses if status), 0)

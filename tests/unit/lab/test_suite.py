@@ -16,13 +16,23 @@ OTHERS = [f"--ignore={directory}" for directory in OWN_LAB]
 
 
 @pytest.mark.parametrize(
-    ("failing", "status"), [("none", 0), (OWN_LAB[0], 3), (OTHERS[0], 3)], ids=str
+    ("failing", "own", "others"),
+    [
+        ("none", "passed", "passed"),
+        (OWN_LAB[0], "FAILED (status 3)", "passed"),
+        (OTHERS[0], "passed", "FAILED (status 3)"),
+    ],
 )
 def test_each_test_runs_once_and_a_failure_of_either_process_counts(
-    failing: str, status: int
+    failing: str, own: str, others: str
 ) -> None:
     command = [sys.executable, "-c", STAND_IN.format(failing)]
     code = f"import sys; from lab import suite; sys.exit(suite.run({json.dumps(command)}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    assert done.stdout.splitlines() == [" ".join(OWN_LAB), " ".join(OTHERS)]
+    assert done.returncode == 3 * ("FAILED" in own + others), done.stderr
+    assert done.stdout.splitlines() == [
+        " ".join(OWN_LAB),
+        " ".join(OTHERS),
+        f"tests in tests/infra and tests/integration: {own}",
+        f"all other tests: {others}",
+    ]
