@@ -17,7 +17,8 @@ def run(pytest: Sequence[str]) -> int:
     """Run all tests with the command *pytest*; return its exit status.
 
     The tests of the repository's own lab have the terminal. All other tests run beside them, since
-    they need no lab or have labs of their own. The output of these others comes last.
+    they need no lab or have labs of their own. Their output follows. Two last lines say how both
+    processes ended.
     """
     with tempfile.TemporaryFile() as output:
         others = subprocess.Popen(
