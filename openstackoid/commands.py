@@ -103,11 +103,9 @@ class _Proxy:
         )
         if endpoint is None:
             raise exceptions.CommandError(f"the catalog has no {service} service")
-        prefix = urlsplit(endpoint).path.split("/")
-        # A scoped URL is in front of the service's own path.
-        root = "/".join(prefix[: 4 if prefix[1] == "scope" else 2])
+        root = re.sub(r"/v[0-9][^/]*(?:/.*)?$", "", endpoint.rstrip("/"))
         return self.session.get(
-            f"{self.frontend}{root}{path}",
+            f"{root}{path}",
             headers={"X-Scope": json.dumps(dict(scope))},
             raise_exc=False,
             **options,

@@ -77,20 +77,51 @@ local function member(text, at, wanted)
     return found
 end
 
--- The string at this path of member names, and the positions of its quotes; nil if there is none.
-function json.find_string(text, path)
-    local at = text:match("^%s*()")
+-- The first and last positions of the value at this path of member names, which begins with this
+-- character; nil if there is none.
+local function find(text, path, opening)
+    local first = text:match("^%s*()")
     for _, name in ipairs(path) do
-        at = member(text, at, name)
-        if at == nil then
-            return nil
-        end
+        first = first and member(text, first, name)
     end
-    local last = text:sub(at, at) == '"' and end_of_string(text, at)
-    if not last then
+    local last = first and text:sub(first, first) == opening and end_of_value(text, first)
+    if last then
+        return first, last
+    end
+    return nil
+end
+
+-- The text of the object at this path; nil if there is none.
+function json.find_object(text, path)
+    local first, last = find(text, path, "{")
+    return first and text:sub(first, last)
+end
+
+-- The elements of the array at this path, as texts, and its first and last positions; nil if there is none.
+function json.find_array(text, path)
+    local first, last = find(text, path, "[")
+    if first == nil then
         return nil
     end
-    return unquote(text, at, last), at, last
+    local elements, at = {}, text:match("^%[%s*()", first)
+    while at and text:sub(at, at) ~= "]" do
+        local closing = end_of_value(text, at)
+        if not closing then
+            return nil
+        end
+        elements[#elements + 1] = text:sub(at, closing)
+        at = text:match("^%s*,%s*()", closing + 1)
+    end
+    return elements, first, last
+end
+
+-- The string at this path, and the positions of its quotes; nil if there is none.
+function json.find_string(text, path)
+    local first, last = find(text, path, '"')
+    if first == nil then
+        return nil
+    end
+    return unquote(text, first, last), first, last
 end
 
 -- A string as JSON.

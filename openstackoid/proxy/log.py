@@ -1,18 +1,26 @@
 """The proxy's log: HAProxy's HTTP log, with the route that the scope chose.
 
-HAProxy's own log format (section 8.2.3 of its configuration manual, without captures and queues) is
-followed by the backend, the service type and the resolved scope. If the proxy did not need to look
-at a request's scope, the line has ``-`` instead, and the backend names the service. In one line::
+HAProxy's own log format (section 8.2.3 of its configuration manual, without captures, connections
+and queues) is followed by the backend, the service type and the resolved scope. If the proxy did
+not need to look at a request's scope, the line has ``-`` instead, and the backend names the
+service. Notes follow, ``NAME=VALUE``, where a token of another instance came or was asked about.
+In one line::
 
     127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo
-    0/0/1/35/36 200 1071 ---- 2/1/0/0/0 "GET /image/v2/images HTTP/1.1" peer_InstanceTwo
+    0/0/1/35/36 200 1071 ---- "GET /image/v2/images HTTP/1.1" peer_InstanceTwo
     image {"compute":"InstanceOne","identity":"InstanceOne","image":"InstanceTwo"}
+
+The notes are ``token`` and ``subject``, digests of the token and of the token in question; ``id``,
+the request id that the service gave; and ``user``, ``user_id``, ``project`` and ``project_id``,
+what the issuer says of the subject. For those of a trace, see ``openstackoid.proxy.trace``. No line
+has a token.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,11 +28,15 @@ from openstackoid.scope import Scope
 
 _LINE = re.compile(
     r"(?P<client>\S+) \[(?P<time>[^\]]+)\] "
-    r"(?P<frontend>[^ ~]+)~? (?P<backend>[^ /]+)/(?P<server>\S+) "
+    r"(?P<frontend>[^ ~:]+)(?::[^ ~]+)?~? (?P<backend>[^ /:]+)(?::[^ /]+)?/(?P<server>\S+) "
     r"(?P<timers>[-+0-9/]+) (?P<status>-?\d+) \+?(?P<bytes>\d+) (?P<state>\S{4}) "
-    r"(?P<connections>[+0-9/]+) \"(?P<method>\S+)(?: (?P<uri>\S+) HTTP/\S+)?\" "
-    r"(?:-|\S+ (?P<service>\S+) (?P<scope>\{.*\}))"
+    r"\"(?P<method>\S+)(?: (?P<uri>\S+?)(?: HTTP/\S+)?)?\" "
+    r"(?:-|\S+ (?P<service>\S+) (?P<scope>\{[^{}]*\}))"
+    r"(?P<notes>(?: \w+=(?:\"(?:[^\"\\]|\\.)*\"|[^\s\"]+))*)$"
 )
+_NOTE = re.compile(r" (\w+)=(\"(?:[^\"\\]|\\.)*\"|[^\s\"]+)")
+#: How many tokens ``audit`` remembers with their owners.
+_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class LogLine:
     server: str
     #: HTTP method; ``<BADREQ>`` if HAProxy could not parse the request.
     method: str
-    #: Path and query as they arrived, with unprintable characters as ``#XX``.
+    #: Path and query as they arrived, with unprintable characters as ``#XX``; the first 1,000.
     uri: str
     #: HTTP status of the answer; -1 if none could be sent.
     status: int
@@ -61,6 +73,8 @@ class LogLine:
     service: str
     #: The resolved scope; empty for a request without one.
     scope: Scope
+    #: What else the proxy noted.
+    notes: Mapping[str, str]
 
     @property
     def target(self) -> str:
@@ -111,6 +125,10 @@ def _log_line(match: re.Match[str]) -> LogLine:
         state=match["state"],
         service=match["service"] or _service_here(match["backend"]),
         scope=_scope(match["scope"] or "{}"),
+        notes={
+            name: json.loads(value) if value.startswith('"') else value
+            for name, value in _NOTE.findall(match["notes"])
+        },
     )
 
 
@@ -124,3 +142,67 @@ def _scope(text: str) -> Scope:
 
 def _service_here(backend: str) -> str:
     return backend.removeprefix("local_") if backend.startswith("local_") else ""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One request with a token of another instance.
+
+    *user* and *project* are names with their ids, as the issuer said when the token was validated;
+    None if no validation is in the log; HAProxy leaves out what is not ASCII. *decision* is
+    ``passed``, and then the service answered with *status*, or ``refused``: by the proxy.
+    *request_id* is the service's.
+    """
+
+    time: str
+    issuer: str
+    user: str | None
+    project: str | None
+    peer: str
+    method: str
+    path: str
+    service: str
+    instance: str
+    decision: str
+    status: int
+    request_id: str | None
+
+
+def audit(lines: Iterable[str]) -> Iterator[Audited]:
+    """The requests with tokens of other instances in the *lines* of one proxy's log.
+
+    A request's line follows its end, so a validation's line precedes the line of the request that
+    it was for. Services remember a validated token for some time.
+    """
+    owners: dict[str, tuple[str, str]] = {}
+    for text in lines:
+        line = parse_log_line(text)
+        if line is None:
+            continue
+        if "user" in line.notes:
+            if len(owners) >= _REMEMBERED:
+                del owners[next(iter(owners))]
+            owned = _named(line.notes, "user"), _named(line.notes, "project")
+            owners[line.notes["subject"]] = owned
+        elif line.backend.startswith("foreign_") or (
+            line.is_refused and line.issuer != line.frontend
+        ):
+            user, project = owners.get(line.notes.get("token", ""), (None, None))
+            yield Audited(
+                time=line.time.isoformat(timespec="milliseconds"),
+                issuer=line.issuer,
+                user=user,
+                project=project,
+                peer=line.client.rpartition(":")[0],
+                method=line.method,
+                path=line.uri.partition("?")[0],
+                service=line.service,
+                instance=line.frontend,
+                decision="refused" if line.is_refused else "passed",
+                status=line.status,
+                request_id=line.notes.get("id"),
+            )
+
+
+def _named(notes: Mapping[str, str], what: str) -> str:
+    return f"{notes[what]} ({notes[f'{what}_id']})"

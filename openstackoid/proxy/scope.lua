@@ -12,11 +12,19 @@
 --
 -- The service "lua.instances" answers GET /scope: what this proxy knows.
 --
+-- The service "lua.validate" takes questions about tokens, and removes the roles that do not count here from
+-- the answers of issuers that have a policy.
+--
 -- The service "lua.login" takes logins whose body may have a tagged token, as rescoping has. It moves the
 -- tag from the body to X-Scope, and sends the request to this proxy again, by the socket facts.logins.
 
 local facts = require("facts")
 local json = require("json")
+-- Sealing needs a library of its own (Debian's lua-luaossl), which other proxies do without.
+local seal = facts.keys and require("seal")
+if seal then
+    seal.configure(facts.keys, facts.sealed_for)
+end
 
 -- The headers that may appear only once, as messages and as HAProxy spell them.
 local SINGLE = { "X-Scope", "X-Auth-Token", "X-Subject-Token", "X-Service-Token" }
@@ -28,8 +36,8 @@ local KEPT_AT_MOST, LONGEST_KEPT = 1000, 1000
 -- The longest body of a login, in bytes. Keystone takes 112 KiB (oslo.middleware's sizelimit.py).
 local LONGEST_LOGIN = 1024 * 1024
 local REASONS = {
-    [400] = "Bad Request", [401] = "Unauthorized", [404] = "Not Found", [413] = "Content Too Large",
-    [503] = "Service Unavailable",
+    [400] = "Bad Request", [401] = "Unauthorized", [403] = "Forbidden", [404] = "Not Found",
+    [413] = "Content Too Large", [503] = "Service Unavailable",
 }
 -- Headers of one connection (RFC 9110, section 7.6.1), and those that a body of another length changes.
 local OF_CONNECTION = {
@@ -53,9 +61,13 @@ for _, prefix in ipairs({ "x-", "x-service-" }) do
     end
 end
 
--- Ends the routing of a request with an error in OpenStack's format.
-local function refuse(status, message)
-    error({ status = status, message = message }, 0)
+-- The roles that services' own policies trust with everything, or with what services tell each other.
+-- oslo.policy ignores case (_checks.py: RoleCheck).
+local OF_ADMINISTRATORS = { admin = true, service = true }
+
+-- Ends the routing of a request with an error in OpenStack's format. The log names the issuer.
+local function refuse(status, message, issuer)
+    error({ status = status, message = message, issuer = issuer }, 0)
 end
 
 -- Untrusted text, truncated and escaped for a JSON string; invalid UTF-8 is left out.
@@ -174,7 +186,7 @@ end
 
 local function require_trust(issuer)
     if issuer ~= nil and facts.instances[issuer] == "untrusted" then
-        refuse(401, facts.name .. " does not accept tokens that " .. issuer .. " issued")
+        refuse(401, facts.name .. " does not accept tokens that " .. issuer .. " issued", issuer)
     end
 end
 
@@ -277,6 +289,53 @@ local function to_keystone(txn, caller, caller_issuer, subject, subject_issuer)
     end
 end
 
+-- The peer that sends this request: its certificate says so, or its address.
+local function peer_of(txn)
+    return txn:get_var("txn.peer") or facts.peers[txn.f:src()]
+end
+
+-- Answers a peer's question about a token that this proxy has sealed, or refuses it.
+local function open_for_keystone(txn, path, caller, subject)
+    local inside = seal.open(txn, subject)
+    local asker = peer_of(txn)
+    local asks = (txn.f:method() == "GET" or txn.f:method() == "HEAD") and path:match("^/[^/]+/v3/auth/tokens/?$")
+    if not (inside and asker and asks) or caller ~= subject
+        or not seal.may_validate(inside, asker, read(txn, inside.scope, "the seal")) then
+        refuse(404, "This is not a recognized token.")
+    end
+    txn.http:req_set_header("X-Auth-Token", inside.token)
+    txn.http:req_set_header("X-Subject-Token", inside.token)
+    txn:set_var("txn.sealed", subject)
+end
+
+-- The token in one that this proxy has sealed, for a peer's request that its scope needs.
+local function opened(txn, sealed, text, service, target)
+    local inside = seal.open(txn, sealed)
+    if inside == nil then
+        refuse(401, "this sealed token is not valid, or no longer")
+    elseif inside.instance ~= peer_of(txn) then
+        refuse(403, "this token was sealed for " .. inside.instance .. ", and somebody else sent it")
+    elseif inside.scope ~= text then
+        refuse(403, "this token was sealed with another scope")
+    elseif target ~= facts.name or not seal.may_call(inside, service) then
+        refuse(403, "this token was sealed for " .. inside.service .. " of " .. inside.instance
+            .. ", which does not call " .. service .. " of " .. target)
+    end
+    return inside.token
+end
+
+-- What a service gets as its token.
+local function passed(txn, token, issuer, text, service, target)
+    if seal == nil or issuer ~= facts.name then
+        return token
+    elseif seal.is_sealed(token) then
+        return opened(txn, token, text, service, target)
+    elseif facts.sealed[target] then
+        return seal.close(txn, token, service, target, text)
+    end
+    return token
+end
+
 -- Nova creates a server's ports with its own account, and therefore in its own instance.
 local function check_network(txn, path, scope)
     local is_new_server = txn.f:method() == "POST" and path:match("/servers/?$")
@@ -337,6 +396,16 @@ local function route(txn)
             target, there = issuer, "issuer_"
             text = issued(about.scope, issuer)
         end
+        local issuer_of_subject = subject and (issuer or facts.name)
+        if seal and issuer_of_subject == facts.name and seal.is_sealed(subject) then
+            open_for_keystone(txn, path, token and bare(token), bare(subject))
+        elseif seal and token and not about and (known.tag_issuer or scope.identity) == facts.name then
+            if seal.is_sealed(token) then
+                refuse(401, "a sealed token is for services, and not for keystone")
+            elseif facts.sealed[target] then
+                refuse(401, "this token was issued by " .. facts.name .. ", and not by " .. target)
+            end
+        end
         if carried or about then
             txn:set_var("txn.mints", true)
             txn:set_var("txn.tag", text)
@@ -346,7 +415,8 @@ local function route(txn)
             here = "foreign_"
         end
         if carried and token then
-            txn.http:req_set_header("X-Auth-Token", bare(token) .. facts.mark .. text)
+            local sent = passed(txn, bare(token), known.tag_issuer or scope.identity, text, service, target)
+            txn.http:req_set_header("X-Auth-Token", sent .. facts.mark .. text)
         end
         if carried and service == "compute" then
             check_network(txn, path, scope)
@@ -381,7 +451,8 @@ core.register_action("route", { "http-req" }, function(txn)
     end
     local service = service_at(txn.f:path())
     if service then
-        txn:set_var("txn.route", "local_" .. service .. " " .. service .. " {}")
+        local scope = fault.issuer and '{"identity":"' .. fault.issuer .. '"}' or "{}"
+        txn:set_var("txn.route", "local_" .. service .. " " .. service .. " " .. scope)
     end
     local reply = txn:reply({ status = fault.status, reason = REASONS[fault.status] })
     local headers, body = refusal(fault)
@@ -423,7 +494,7 @@ local function take_tag(applet, headers, body)
 end
 
 -- Sends a request to this proxy.
-local function send_again(method, path, headers, body)
+local function send(method, path, headers, body)
     local answer = core.httpclient()[method](core.httpclient(), {
         url = "http://" .. facts.bind .. path,
         dst = "unix@" .. facts.logins,
@@ -436,15 +507,71 @@ local function send_again(method, path, headers, body)
     return answer
 end
 
-local function login(applet)
-    local headers = applet.headers
-    local body = take_tag(applet, headers, receive(applet))
+-- Sends the request that this applet got, with its headers and this body, to this proxy again.
+local function send_again(applet, method, body)
     for _, name in ipairs(OF_CONNECTION) do
-        headers[name] = nil
+        applet.headers[name] = nil
     end
-    headers["content-length"] = { [0] = tostring(#body) }
+    if body then
+        applet.headers["content-length"] = { [0] = tostring(#body) }
+    end
     local query = applet.qs ~= "" and "?" .. applet.qs or ""
-    return send_again("post", applet.path .. query, headers, body)
+    return send(method, applet.path .. query, applet.headers, body)
+end
+
+local function login(applet)
+    return send_again(applet, "post", take_tag(applet, applet.headers, receive(applet)))
+end
+
+-- What an issuer says of a token, without the roles that do not count here. The issuer may be hostile, and
+-- services must read what this function reads: UTF-8 (with a NUL, it is something else), and nothing
+-- beside "token".
+local function without_roles(body, policy)
+    local token = not body:find("\0", 1, true) and json.find_object(body, { "token" })
+    if not token then
+        refuse(503, "the issuer says something else than what the token is")
+    end
+    local roles, first, last = json.find_array(token, { "roles" })
+    if roles == nil then
+        if token:find("[\\]") or token:find('"roles"', 1, true) then
+            refuse(503, "the issuer says something else than what the roles are")
+        end
+        return '{"token": ' .. token .. "}"
+    end
+    local kept = {}
+    for _, role in ipairs(roles) do
+        local name = json.find_string(role, { "name" })
+        local counts = name ~= nil and (policy.only == nil or policy.only[name])
+        if counts and (policy.admin or not OF_ADMINISTRATORS[name:lower()]) then
+            kept[#kept + 1] = role
+        end
+    end
+    return '{"token": ' .. token:sub(1, first - 1) .. "[" .. table.concat(kept, ", ") .. "]"
+        .. token:sub(last + 1) .. "}"
+end
+
+-- A question about a token. Its answer comes by way of this proxy, too.
+local function validate(applet)
+    local subject = value_of(applet.headers, "x-subject-token")
+    local issuer = read(applet, tag_of(subject), "X-Subject-Token").identity
+    local policy = facts.roles[issuer]
+    -- The answer has to be readable here.
+    applet.headers["accept-encoding"] = nil
+    local answer = send_again(applet, "get")
+    if answer.status ~= 200 or policy == nil then
+        return answer
+    end
+    local body = without_roles(answer.body, policy)
+    return {
+        status = 200, reason = "OK", body = body,
+        headers = {
+            -- With a charset, no client guesses one.
+            ["content-type"] = { [0] = "application/json; charset=utf-8" },
+            ["content-length"] = { [0] = tostring(#body) },
+            ["x-subject-token"] = answer.headers["x-subject-token"],
+            ["vary"] = { [0] = "X-Auth-Token" },
+        },
+    }
 end
 
 -- What this proxy knows, for whoever has a valid token: the answer of keystone decides.
@@ -453,8 +580,8 @@ local function tell(applet)
     if token == nil then
         refuse(401, "The request you have made requires authentication.")
     end
-    local answer = send_again("get", "/" .. facts.identity .. "/v3/auth/tokens?nocatalog",
-                              { ["x-auth-token"] = token, ["x-subject-token"] = token })
+    local answer = send("get", "/" .. facts.identity .. "/v3/auth/tokens?nocatalog",
+                        { ["x-auth-token"] = token, ["x-subject-token"] = token })
     if answer.status ~= 200 then
         return answer
     end
@@ -506,4 +633,5 @@ local function register(name, serve)
 end
 
 register("login", login)
+register("validate", validate)
 register("instances", tell)

@@ -23,7 +23,7 @@ def listener(lab: RunningLab) -> Iterator[RecordingPeer]:
     lab.setup_env("halt", "InstanceTwo")
     try:
         address = str(lab.config.instance("InstanceTwo").address)
-        with RecordingPeer(address, PROXY_PORT) as peer:
+        with RecordingPeer("InstanceTwo", address, PROXY_PORT) as peer:
             wait_for_peer(lab, "UP")
             yield peer
     finally:

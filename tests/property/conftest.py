@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,13 @@ def federation() -> Iterator[Federation]:
     """InstanceOne and InstanceTwo, which trust each other; Three, which they know but do not trust;
     and Away, which they know, but which does not run.
     """
+    with running() as federation:
+        yield federation
+
+
+@contextmanager
+def running(port_style: str = "") -> Iterator[Federation]:
+    """Run these instances; the services of the instance *port_style* have ports of their own."""
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxies")))
         echo = stack.enter_context(EchoServices())
@@ -61,19 +68,26 @@ def federation() -> Iterator[Federation]:
                 name=name,
                 bind=binds[name],
                 services=tuple(
-                    Service(kind, prefix, echo.add(f"{name} {kind}", host), keep_alive=True)
+                    Service(
+                        kind,
+                        prefix,
+                        echo.add(f"{name} {kind}", host),
+                        keep_alive=True,
+                        bare=name == port_style,
+                        frontends=(f"{host}:{free_port(host)}",) if name == port_style else (),
+                    )
                     for kind, prefix in PREFIXES.items()
                 ),
                 peers=(*peers, Peer(AWAY, away)),
                 issuers=ISSUERS[name],
                 directory=base / name,
             )
-        running = {
+        started = {
             name: stack.enter_context(RunningProxy(proxy)) for name, proxy in proxies.items()
         }
-        for proxy in running.values():
-            for peer in proxy.proxy.peers:
-                proxy.wait_for_peer(peer.name, "DOWN" if peer.name == AWAY else "UP")
+        for one in started.values():
+            for peer in one.proxy.peers:
+                one.wait_for_peer(peer.name, "DOWN" if peer.name == AWAY else "UP")
         clients = {name: Client(bind) for name, bind in binds.items()}
         for client in clients.values():
             stack.callback(client.close)
@@ -86,4 +100,4 @@ def federation() -> Iterator[Federation]:
             },
             away=(AWAY,),
         )
-        yield Federation(running, clients, world)
+        yield Federation(started, clients, world)

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -23,13 +23,22 @@ from openstackoid.proxy.log import LogLine, parse_log_line
 HAPROXY = os.environ.get("HAPROXY", "haproxy")
 #: Seconds that anything may take to start.
 PATIENCE = 20.0
+#: The host that clients ask for.
+HOST = "cloud.example"
 
 
 def free_port(host: str) -> int:
     """A port that nobody listens on at *host*."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    return free_ports(host, 1)[0]
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Different ports that nobody listens on at *host*."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def wait_until(what: str, condition: Callable[[], bool]) -> None:
@@ -42,11 +51,13 @@ def wait_until(what: str, condition: Callable[[], bool]) -> None:
 
 class _Echo(asyncio.Protocol):
     """Answers each request with its content; a POST gets a 201 with a token, a question about a
-    token gets the token.
+    token gets the token. A request with an id gets it back. With an *instance*, it passes for the
+    proxy of that.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, instance: str) -> None:
         self.name = name
+        self.instance = instance
         self.buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -70,6 +81,7 @@ class _Echo(asyncio.Protocol):
         method, path, _ = line.split(" ")
         facts = {
             "service": self.name,
+            "instance": self.instance,
             "method": method,
             "path": path,
             "headers": headers,
@@ -80,6 +92,8 @@ class _Echo(asyncio.Protocol):
         subject = dict(headers).get("x-subject-token")
         if method in ("GET", "HEAD") and subject is not None:
             status += f"\r\nX-Subject-Token: {subject}"
+        if request_id := dict(headers).get("x-openstack-request-id"):
+            status += f"\r\nX-OpenStack-Request-ID: {request_id}"
         length = str(len(text)).encode()
         sent = b"" if method == "HEAD" else text
         self.transport.write(
@@ -113,9 +127,9 @@ class EchoServices:
         self._thread.join()
         self._loop.close()
 
-    def add(self, name: str, host: str) -> str:
-        """Start a service called *name*, and return its URL."""
-        starting = self._loop.create_server(lambda: _Echo(name), host, 0)
+    def add(self, name: str, host: str, instance: str = "") -> str:
+        """Start a service called *name*, or a proxy of *instance*, and return its URL."""
+        starting = self._loop.create_server(lambda: _Echo(name, instance), host, 0)
         server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(PATIENCE)
         return "http://{}:{}".format(*server.sockets[0].getsockname())
 
@@ -151,7 +165,8 @@ class RunningProxy:
         assert self.process.poll() is None, self.log.read_text()
         host, _, port = self.proxy.bind.rpartition(":")
         with socket.socket() as probe:
-            return probe.connect_ex((host, int(port))) == 0
+            # HAProxy binds its ports before its sockets
+            return probe.connect_ex((host, int(port))) == 0 and self.proxy.socket.exists()
 
     def wait_for_peer(self, name: str, state: str) -> None:
         """Wait until the proxy sees peer *name* in *state*."""
@@ -185,11 +200,12 @@ class Answer:
 
 
 class Client:
-    """An HTTP client that sends anything, however wrong, over one connection."""
+    """An HTTP client that sends anything, however wrong, over one connection from *source*."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, source: str = "") -> None:
         host, _, port = address.rpartition(":")
         self.address = (host, int(port))
+        self.source = source
         self.connection: socket.socket | None = None
 
     def close(self) -> None:
@@ -199,10 +215,15 @@ class Client:
             self.connection = None
 
     def send(
-        self, method: str, path: str, headers: tuple[tuple[str, str], ...] = (), body: str = ""
+        self,
+        method: str,
+        path: str,
+        headers: tuple[tuple[str, str], ...] = (),
+        body: str = "",
+        host: str = HOST,
     ) -> Answer:
         """Send a request, encoded as Latin-1, and read the response."""
-        lines = [f"{method} {path} HTTP/1.1", "Host: cloud.example"]
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {host}"]
         lines += [f"{name}: {value}" for name, value in headers]
         if body:
             lines.append(f"Content-Length: {len(body)}")
@@ -211,7 +232,7 @@ class Client:
     def send_raw(self, request: bytes, method: str = "GET") -> Answer:
         """Send these bytes and read the response."""
         if self.connection is None:
-            self.connection = socket.create_connection(self.address, PATIENCE)
+            self.connection = socket.create_connection(self.address, PATIENCE, (self.source, 0))
         self.connection.sendall(request)
         buffer = b""
         while b"\r\n\r\n" not in buffer:

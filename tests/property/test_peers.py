@@ -17,7 +17,7 @@ import pytest
 
 from openstackoid.proxy.config import Peer, Proxy, Service
 from openstackoid.scope import Scope
-from tests.peers import RecordingPeer
+from tests.peers import RecordingPeer, healthy
 
 from .harness import Answer, Client, EchoServices, RunningProxy, free_port
 
@@ -37,8 +37,8 @@ def services() -> Iterator[EchoServices]:
 
 
 @contextmanager
-def proxy_of(peer: str, urls: dict[str, str]) -> Iterator[RunningProxy]:
-    """The proxy of Here, whose services are at *urls* and whose peer Other is at *peer*."""
+def proxy_of(peer: str, urls: dict[str, str], state: str = "UP") -> Iterator[RunningProxy]:
+    """The proxy of Here, whose services are at *urls*; its peer Other, at *peer*, is in *state*."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="proxy")))
         described = Proxy(
@@ -50,13 +50,13 @@ def proxy_of(peer: str, urls: dict[str, str]) -> Iterator[RunningProxy]:
             directory=directory,
         )
         running = stack.enter_context(RunningProxy(described))
-        running.wait_for_peer("Other", "UP")
+        running.wait_for_peer("Other", state)
         yield running
 
 
 @pytest.fixture
 def peer() -> Iterator[RecordingPeer]:
-    with RecordingPeer(PEER_HOST) as peer:
+    with RecordingPeer("Other", PEER_HOST) as peer:
         yield peer
 
 
@@ -167,8 +167,10 @@ def test_the_proxy_waits_for_a_slow_peer(services: EchoServices) -> None:
         head = connection.recv(65536).decode()
         if "/healthcheck" not in head:
             time.sleep(LIMIT + 1)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n")
-        for character in b"slow!":
+        body = b"slow!" if "/healthcheck" not in head else healthy("Other")
+        length = f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + length)
+        for character in body:
             connection.sendall(bytes([character]))
             if "/healthcheck" not in head:
                 time.sleep(0.3)
@@ -207,13 +209,26 @@ def refusing(host: str) -> Iterator[str]:
     """A healthy peer whose keystone knows none of the tokens."""
 
     def serve(connection: socket.socket) -> None:
-        status = "200 OK" if "/healthcheck" in connection.recv(65536).decode() else "401 Nope"
-        head = f"HTTP/1.1 {status}\r\nWWW-Authenticate: Keystone\r\nContent-Length: 0\r\n"
-        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        is_check = "/healthcheck" in connection.recv(65536).decode()
+        status, body = ("200 OK", healthy("Other")) if is_check else ("401 Nope", b"")
+        head = f"HTTP/1.1 {status}\r\nWWW-Authenticate: Keystone\r\nContent-Length: {len(body)}\r\n"
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
         connection.close()
 
     with listening(host, serve) as address:
         yield address
+
+
+def test_who_answers_but_is_no_proxy_of_that_instance_is_not_believed(
+    services: EchoServices,
+) -> None:
+    urls = {kind: services.add(kind, HOST) for kind in TYPES}
+    for instance in ("", "Third"):
+        another = services.add("whatever", PEER_HOST, instance).removeprefix("http://")
+        with proxy_of(another, urls, "DOWN") as here:
+            answer, _ = send(here, "/image/v2", TO_PEER)
+        assert answer.status == 503
+        assert "instance Other cannot be reached" in answer.json()["error"]["message"]
 
 
 def test_the_health_check_names_the_instance(here: RunningProxy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import http.client
 import json
 import os
@@ -17,7 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from click.testing import CliRunner
 
+from openstackoid.proxy.cli import main
 from openstackoid.proxy.config import (
     Peer,
     Proxy,
@@ -469,7 +472,7 @@ def test_a_service_type_that_only_others_have_leads_to_them(
     lonely: tuple[Proxy, EchoServices],
 ) -> None:
     described, echo = lonely
-    volumes = echo.add("volumes of another", "127.0.106.1").removeprefix("http://")
+    volumes = echo.add("volumes of another", "127.0.106.1", "Other").removeprefix("http://")
     proxy = replace(
         described,
         services=(*described.services, Service("block-storage", "/volume")),
@@ -515,6 +518,31 @@ def test_a_reload_takes_effect_and_breaks_no_request_under_way(
             release.set()
             assert under_way.getresponse().read() == b"late"
             under_way.close()
+
+
+def test_the_command_adds_and_removes_peers_of_a_running_proxy(
+    lonely: tuple[Proxy, EchoServices], directory: Path
+) -> None:
+    described, echo = lonely
+    peers = directory / "peers.d"
+    peers.mkdir()
+    description = directory / "proxy.json"
+    fields = dataclasses.asdict(described)
+    description.write_text(json.dumps({**fields, "peers_from": str(peers)}, default=str))
+    address = echo.add("identity of another", "127.0.106.1", "Other").removeprefix("http://")
+
+    def reload_by_command() -> None:
+        result = CliRunner().invoke(main, ["reload", str(description)])
+        assert result.exit_code == 0, result.output
+
+    with RunningProxy(described) as running:
+        assert peer_states(described.socket) == {}
+        (peers / "other.json").write_text(json.dumps({"name": "Other", "address": address}))
+        reload_by_command()
+        running.wait_for_peer("Other", "UP")
+        (peers / "other.json").unlink()
+        reload_by_command()
+        assert peer_states(described.socket) == {}
 
 
 def test_no_new_connection_is_refused_while_the_proxy_reloads(

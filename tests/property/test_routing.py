@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .conftest import ADDRESSES, AWAY, PREFIXES, Federation
-from .harness import Answer
+from .harness import HOST, Answer
 from .model import FORGED, MARK, OURS, Refused, Request, Served
 
 CASES = int(os.environ.get("OPENSTACKOID_PROXY_CASES", "10000"))
@@ -192,7 +192,9 @@ def interesting(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted(pair for pair in headers if pair[0] in names)
 
 
-def assert_is(expected: Refused | Served, answer: Answer, request: Request) -> None:
+def assert_is(
+    expected: Refused | Served, answer: Answer, request: Request, host: str = HOST
+) -> None:
     if isinstance(expected, Refused):
         assert answer.status == expected.status, answer.body
         assert answer.headers["content-type"] == "application/json"
@@ -207,7 +209,7 @@ def assert_is(expected: Refused | Served, answer: Answer, request: Request) -> N
         assert facts["service"] == f"{expected.instance} {expected.service}"
         assert (facts["method"], facts["path"]) == (request.method, expected.request.path)
         wanted = [(name.lower(), value) for name, value in expected.request.headers]
-        wanted.append(("host", "cloud.example"))
+        wanted.append(("host", host))
         got = [(name, value) for name, value in facts["headers"]]
         assert interesting(got) == interesting(wanted)
         assert facts["body"] == expected.request.body

@@ -5,14 +5,26 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from openstackoid.proxy.cli import main, read_description
-from openstackoid.proxy.config import Peer, Proxy, ProxyError, Service, peer_states, render
+from openstackoid.proxy.config import (
+    Peer,
+    Policy,
+    Proxy,
+    ProxyError,
+    Service,
+    _any_of,
+    peer_states,
+    render,
+)
 
 IDENTITY = Service("identity", "/identity", "http://127.0.1.1:5000")
 DESCRIPTION: dict[str, Any] = {
@@ -177,3 +189,60 @@ def test_a_field_of_the_wrong_type_is_named(kind: type, field: str, wrong: objec
     parts.get(kind, description["peers"][0])[field] = wrong
     with pytest.raises(ProxyError, match=rf"description\.(\w+\.0\.)?{field}\b"):
         read_description(json.dumps(description))
+
+
+PEER = {"name": "InstanceThree", "address": "127.0.3.1:8888"}
+
+
+def described_with(tmp_path: Path, *files: object) -> Proxy:
+    directory = tmp_path / "peers.d"
+    directory.mkdir()
+    for number, content in enumerate(files):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (directory / f"{number}.json").write_text(text)
+    (directory / "notes.txt").write_text("{")
+    return read_description(json.dumps({**DESCRIPTION, "peers_from": str(directory)}))
+
+
+def test_peers_come_from_a_directory_too(tmp_path: Path) -> None:
+    policy = {"services": ["identity"], "rate": 5}
+    four = {**PEER, "name": "Four", "issuer": True, "policy": policy}
+    proxy = described_with(tmp_path, {**PEER, "issuer": True, "sealed": True}, four)
+    before = read_description(json.dumps(DESCRIPTION))
+    three = Peer("InstanceThree", "127.0.3.1:8888", sealed=True)
+    assert proxy.peers == (*before.peers, three, Peer("Four", "127.0.3.1:8888"))
+    assert proxy.issuers == (*before.issuers, "InstanceThree", "Four")
+    assert proxy.policies == (Policy("Four", services=("identity",), rate=5),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"0.json: Expecting property name"),
+        ([], r"0.json must be a JSON object with the name of a peer"),
+        ({"address": "a:1"}, r"0.json must be a JSON object with the name of a peer"),
+        ({**PEER, "issuer": "yes"}, r"0.json: issuer must be true or false, not 'yes'"),
+        ({**PEER, "policy": []}, r"0.json: policy must be a JSON object, not \[\]"),
+        ({**PEER, "policy": {}}, r"a policy for 'InstanceThree', which is no issuer"),
+        ({**PEER, "port": 1}, r"unknown key 'port'"),
+    ],
+)
+def test_a_wrong_file_of_a_peer_is_named(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(ProxyError, match=message):
+        described_with(tmp_path, content)
+
+
+def test_a_directory_of_peers_has_to_be_there(tmp_path: Path) -> None:
+    for directory, message in ((str(tmp_path / "none"), "there is no directory"), (1, "a string")):
+        with pytest.raises(ProxyError, match=message):
+            read_description(json.dumps({**DESCRIPTION, "peers_from": directory}))
+
+
+@given(
+    st.lists(st.text("abA.-_0", max_size=5), min_size=1, max_size=20),
+    st.text("abA.-_0", max_size=5),
+)
+def test_a_tree_of_names_matches_these_names_only(names: list[str], other: str) -> None:
+    pattern = re.compile(f"(?:{_any_of(names)})!")
+    assert all(pattern.fullmatch(f"{name}!") for name in names)
+    assert bool(pattern.fullmatch(f"{other}!")) == (other in names)

@@ -9,9 +9,7 @@ import pytest
 from openstackoid.proxy.log import parse_log_line
 
 START = "127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo"
-MIDDLE = (
-    '0/0/1/35/36 200 1071 ---- 2/1/0/0/0 "GET /image/v2/images HTTP/1.1" peer_InstanceTwo image'
-)
+MIDDLE = '0/0/1/35/36 200 1071 ---- "GET /image/v2/images HTTP/1.1" peer_InstanceTwo image'
 SCOPE = '{"compute":"InstanceOne","image":"InstanceTwo"}'
 LINE = f"{START} {MIDDLE} {SCOPE}"
 
