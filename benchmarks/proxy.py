@@ -3,9 +3,8 @@
 ``python benchmarks/proxy.py`` needs haproxy and wrk. It starts a backend that answers at once, a
 plain pass-through HAProxy and ours, all on loopback, with one thread each, the same global
 settings and a log line for each request. Each round loads them in turn, so that a slow moment of
-the machine affects all alike. Each round also restarts them: with an unlucky heap layout, a HAProxy
-keeps returning buffers to the system and allocating them again, which can cost 15 %. The ratios are
-medians of the rounds' ratios.
+the machine affects all alike. All have the variables that the proxy is meant to have: without them,
+an unlucky heap layout can cost a HAProxy 15 %. The ratios are medians of the rounds' ratios.
 The last column divides by the CPU time of the proxy alone: other work on the machine lowers the
 rate, but hardly affects this column.
 """
@@ -25,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from openstackoid.proxy.config import Peer, Proxy, Service, write
+from openstackoid.proxy.config import ENVIRONMENT, Peer, Proxy, Service, write
 from openstackoid.scope import Scope
 
 HOST = "127.0.111.1"
@@ -59,7 +58,7 @@ defaults
 BACKEND = """
 frontend backend
     bind {backend}
-    http-request return status 200 content-type application/json string '{body}'
+{rules}    http-request return status 200 content-type application/json string '{body}'
 """
 PLAIN = """
 frontend plain
@@ -75,11 +74,13 @@ backend service
 
 @dataclass(frozen=True)
 class Load:
-    """Something to measure: its name, its address and process, and the headers of each request."""
+    """Something to measure: its name, its address or URL, the processes whose CPU time counts, and
+    the headers of each request.
+    """
 
     name: str
     address: str
-    process: int
+    processes: tuple[int, ...]
     headers: tuple[str, ...]
 
 
@@ -98,61 +99,76 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=4, help="of one load in one round")
-    parser.add_argument("--peers", type=int, default=1, help="other instances to know")
     options = parser.parse_args()
-    rounds = [_round(options.seconds, options.peers) for _ in range(options.rounds)]
-    _print(rounds, options.peers)
+    _print([_round(options.seconds) for _ in range(options.rounds)])
 
 
-def _round(seconds: int, peers: int) -> dict[str, Round]:
+def _round(seconds: int) -> dict[str, Round]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench")))
-        loads = _start(stack, directory, peers)
-        return {load.name: _wrk(load, seconds) for load in loads}
+        loads = _start(stack, directory)
+        return {load.name: load_with(load, seconds) for load in loads}
 
 
-def _start(stack: ExitStack, directory: Path, peers: int) -> list[Load]:
-    backend, plain, ours = (f"{HOST}:{_free_port()}" for _ in range(3))
+def _start(stack: ExitStack, directory: Path) -> list[Load]:
+    backend, plain, ours = (f"{HOST}:{free_port()}" for _ in range(3))
     proxy = Proxy(
         name=HOME,
         bind=ours,
-        services=tuple(
-            Service(kind, prefix, f"http://{backend}", keep_alive=True)
-            for kind, prefix in PREFIXES.items()
-        ),
-        peers=(Peer(AWAY, backend), *(Peer(f"Peer{n}", backend) for n in range(1, peers))),
+        services=services_at(backend),
+        peers=(Peer(AWAY, backend),),
         issuers=(AWAY,),
         directory=directory,
         threads=1,
     )
     write(proxy)
-    body = "{}" + " " * 510
     texts = {
-        "backend.cfg": COMMON + BACKEND.format(backend=backend, body=body),
+        "backend.cfg": backend_at(backend),
         "plain.cfg": COMMON + PLAIN.format(plain=plain, backend=backend),
     }
     for name, text in texts.items():
         (directory / name).write_text(text)
-    _haproxy(stack, directory / "backend.cfg", backend, cpu=1)
-    plain_process = _haproxy(stack, directory / "plain.cfg", plain, cpu=0)
-    our_process = _haproxy(stack, directory / "haproxy.cfg", ours, cpu=0)
+    run_haproxy(stack, directory / "backend.cfg", backend, cpu=1)
+    plain_process = run_haproxy(stack, directory / "plain.cfg", plain, cpu=0)
+    our_process = run_haproxy(stack, directory / "haproxy.cfg", ours, cpu=0)
     unscoped = f"X-Auth-Token: {TOKEN}"
     tagged = f"X-Auth-Token: {SCOPE.tag(TOKEN)}"
     header = f'X-Scope: {{"image": "{AWAY}"}}'
     return [
-        Load("plain pass-through", plain, plain_process, (unscoped,)),
-        Load("ours, unscoped", ours, our_process, (unscoped,)),
-        Load("plain pass-through, tagged token", plain, plain_process, (tagged,)),
-        Load("ours, tagged token", ours, our_process, (tagged,)),
-        Load("ours, X-Scope header", ours, our_process, (unscoped, header)),
+        Load("plain pass-through", plain, (plain_process,), (unscoped,)),
+        Load("ours, unscoped", ours, (our_process,), (unscoped,)),
+        Load("plain pass-through, tagged token", plain, (plain_process,), (tagged,)),
+        Load("ours, tagged token", ours, (our_process,), (tagged,)),
+        Load("ours, X-Scope header", ours, (our_process,), (unscoped, header)),
     ]
 
 
-def _haproxy(stack: ExitStack, configuration: Path, address: str, cpu: int) -> int:
+def services_at(backend: str) -> tuple[Service, ...]:
+    """Services of all types, all of them at one address."""
+    return tuple(
+        Service(kind, prefix, f"http://{backend}", keep_alive=True)
+        for kind, prefix in PREFIXES.items()
+    )
+
+
+def backend_at(address: str, rules: str = "") -> str:
+    """The configuration of a HAProxy that answers at once, health checks of AWAY included.
+
+    The lines in *rules*, if any, come first.
+    """
+    body = f'{{"instance": "{AWAY}"}}'.ljust(512)
+    return COMMON + BACKEND.format(backend=address, body=body, rules=rules)
+
+
+def run_haproxy(
+    stack: ExitStack, configuration: Path, address: str, cpu: int, *options: str
+) -> int:
+    """Run a HAProxy on one CPU until the *stack* is closed, and return its PID."""
     process = subprocess.Popen(
-        ["taskset", "-c", str(cpu), "haproxy", "-db", "-q", "-f", str(configuration)],
+        ["taskset", "-c", str(cpu), "haproxy", "-db", "-q", *options, "-f", str(configuration)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, **ENVIRONMENT},
     )
     stack.callback(process.wait)
     stack.callback(process.terminate)
@@ -165,17 +181,19 @@ def _haproxy(stack: ExitStack, configuration: Path, address: str, cpu: int) -> i
     return process.pid
 
 
-def _wrk(load: Load, seconds: int) -> Round:
+def load_with(load: Load, seconds: int) -> Round:
+    """Send the requests of *load* for so many *seconds*."""
     headers = [word for header in load.headers for word in ("-H", header)]
     command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"]
-    before = _cpu_seconds(load.process)
+    before = sum(map(_cpu_seconds, load.processes))
+    url = load.address if "://" in load.address else f"http://{load.address}"
     done = subprocess.run(
-        [*command, *headers, f"http://{load.address}{PATH}"],
+        [*command, *headers, f"{url}{PATH}"],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    used = _cpu_seconds(load.process) - before
+    used = sum(map(_cpu_seconds, load.processes)) - before
     if "Non-2xx" in done or "Socket errors" in done:
         raise SystemExit(f"{load.name}: not all requests were answered:\n{done}")
     requests = int(_find(r"(\d+) requests in", done))
@@ -199,15 +217,16 @@ def _find(pattern: str, text: str) -> str:
     return match[1]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
-def _print(rounds: list[dict[str, Round]], peers: int) -> None:
+def _print(rounds: list[dict[str, Round]]) -> None:
     plain = next(iter(rounds[0]))
-    print(f"#+caption: {_machine()}; {len(rounds)} rounds, {peers + 1} instances")
+    print(f"#+caption: {_machine()}; {len(rounds)} rounds")
     print("| load | requests/s | ratio | p50 | p99 | requests per CPU second | ratio |")
     print("|-")
     for name in rounds[0]:

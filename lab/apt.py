@@ -33,12 +33,17 @@ exit 0
 """
 #: Dpkg's database. Dpkg itself locks files in it, with another kind of lock.
 _DPKG = Path("/var/lib/dpkg")
+#: How apt is told to use a bundle: apt.conf(5).
+_BUNDLED = "APT_CONFIG"
 _UNITS = (".service", ".socket", ".timer", ".path")
-_APT_ENVIRONMENT = (
-    "DEBIAN_FRONTEND=noninteractive",
+
+
+def _environment() -> list[str]:
+    """Variables for apt-get, as arguments of env(1)."""
+    # sudo drops this one.
+    ours = [f"{_BUNDLED}={os.environ[_BUNDLED]}"] if _BUNDLED in os.environ else []
     # On some machines, needrestart restarts services by itself.
-    "NEEDRESTART_SUSPEND=1",
-)
+    return ["DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1", *ours]
 
 
 def missing(packages: Iterable[str]) -> list[str]:
@@ -135,7 +140,7 @@ def remove(directory: Path) -> None:
     root = _become_root()
     if root is None:
         raise LabError("only root may remove packages here: become root")
-    purge = [*root, "env", *_APT_ENVIRONMENT, "apt-get", "-o", "DPkg::Lock::Timeout=120", "purge"]
+    purge = [*root, "env", *_environment(), "apt-get", "-o", "DPkg::Lock::Timeout=120", "purge"]
     with _alone():
         brought = sorted(_remembered(directory) & _installed())
         done = _logged([*purge, "--yes", *brought], directory / "packages.log")
@@ -197,7 +202,7 @@ def _become_root() -> list[str] | None:
 
 def _apt_install(root: Sequence[str], packages: Sequence[str], log: Path | None) -> None:
     """Install *packages*; if that fails, refresh the package lists and try once more."""
-    apt = [*root, "env", *_APT_ENVIRONMENT, "apt-get", "-o", "DPkg::Lock::Timeout=120"]
+    apt = [*root, "env", *_environment(), "apt-get", "-o", "DPkg::Lock::Timeout=120"]
     install = [*apt, "install", "--yes", "--no-install-recommends", *packages]
     first = _logged(install, log)
     if first.returncode == 0:
@@ -206,9 +211,11 @@ def _apt_install(root: Sequence[str], packages: Sequence[str], log: Path | None)
     second = _logged(install, log)
     if second.returncode != 0:
         last = [line for line in second.stdout.splitlines() if line.startswith("E:")][:1]
+        way_out = f"try {install_line(packages)}"
+        if _BUNDLED in os.environ:
+            way_out = "make a new bundle: this machine may have newer packages than this one"
         raise LabError(
-            f"apt-get failed: {' '.join(last) or f'status {second.returncode}'}; "
-            f"try {install_line(packages)}"
+            f"apt-get failed: {' '.join(last) or f'status {second.returncode}'}; {way_out}"
         )
 
 

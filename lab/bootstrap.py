@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lab import apt
 from lab.errors import LabError
+from lab.unbundled import Unbundled
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -33,6 +34,8 @@ def main() -> None:
         cli()
         return
     try:
+        if sys.argv[1:2] == ["up"] and "--offline" in sys.argv:
+            go_offline()
         ensure()
     except LabError as error:
         sys.exit(f"error: {error}")
@@ -40,6 +43,18 @@ def main() -> None:
         sys.exit(130)
     python = str(VENV / "bin/python")
     os.execv(python, [python, str(ROOT / "setup-env.py"), *sys.argv[1:]])  # noqa: S606
+
+
+def go_offline() -> None:
+    """Have uv and pip use no network, in this process and in those that it starts.
+
+    If the repository comes out of a bundle, they use that, and so does apt.
+
+    :raises LabError: when the bundle does not fit this machine.
+    """
+    os.environ.update(UV_OFFLINE="1", PIP_NO_INDEX="1")
+    if unbundled := Unbundled(ROOT):
+        unbundled.use(base_python())
 
 
 def base_python() -> str:
@@ -120,6 +135,8 @@ def _uv() -> str:
         _run([found, "venv", "--quiet", "--clear", "--python", python, str(VENV)])
         return found
     if not _has(python, "pip") and not _has(python, "ensurepip"):
+        if os.environ.get("UV_OFFLINE") and not Unbundled(ROOT):
+            raise LabError("--offline, and the Debian package python3-venv is missing")
         apt.ensure(["python3-venv"], lambda line: print(line, file=sys.stderr, flush=True))
     if _has(python, "pip"):
         # Twice as fast as the environment's own pip, and Debian's venv may lack ensurepip.
@@ -141,6 +158,13 @@ def _has(python: str, module: str) -> bool:
 
 def _run(argv: list[str]) -> None:
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0 and os.environ.get("UV_OFFLINE"):
+        said = [line for line in done.stderr.splitlines() if line and not line.startswith("hint:")]
+        last = (said or ["it does not say why"])[-1].strip()
+        raise LabError(
+            f"--offline, and .venv cannot be made of what is here: {last}; run ./setup-env.py up "
+            "without --offline once"
+        )
     if done.returncode != 0:
         sys.stderr.write(done.stdout + done.stderr)
         raise LabError(

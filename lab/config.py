@@ -21,14 +21,20 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from lab import files
 from lab.errors import LabError
 from lab.wheels.services import SERVICES
+from lab.wheels.spec import Endpoints
 from openstackoid.scope import INSTANCE_NAME, is_expression, quoted, read
 
 #: Port of every instance's scope-aware proxy, on the instance's own address.
 PROXY_PORT = 8888
+#: Where a proxy takes its peers, if they speak TLS.
+TLS_PORT = 8889
+#: Where proxies take clients by HTTPS.
+HTTPS_PORT = 8443
 #: The external network of the n-th instance.
 DEFAULT_RANGE = "172.24.%d.0/24"
 #: How many instances ``-n`` can make.
@@ -41,7 +47,7 @@ StackName = Literal["wheels", "devstack"]
 HypervisorName = Literal["auto", "fake", "libvirt"]
 
 # Fields of Lab that are not keys of lab.yaml.
-_OURS = ("root", "state", "because", "hypervisor_because")
+_OURS = ("root", "state", "because", "hypervisor_because", "policies")
 # Other names in the lab's state, beside the instances' directories.
 _RESERVED = frozenset({"lab", "dashboard", "shared", "log", "provider", "lock", "choices", "all"})
 # A label of RFC 1123, because an instance's name is also a host name.
@@ -101,13 +107,28 @@ def _ssh_target(target: str) -> str:
     return target
 
 
+def nth_address(pattern: str, number: int) -> IPv4Address:
+    """The address of the instance *number*, from 1: ``%d`` stands for it in *pattern*.
+
+    A pattern without ``%d`` is the address of the first one, and the others follow.
+
+    :raises ValueError: when there is no such address.
+    """
+    try:
+        return IPv4Address(
+            pattern % number if "%" in pattern else IPv4Address(pattern) + number - 1
+        )
+    except TypeError as error:
+        raise ValueError(f"{pattern} has more than one %d") from error
+
+
 def _address_pattern(pattern: str) -> str:
     try:
-        IPv4Address(pattern % 1)
-    except (TypeError, ValueError) as error:
+        nth_address(pattern, 1)
+    except ValueError as error:
         raise ValueError(
-            f"{pattern!r} is not an address pattern: %d stands for the number of the instance, "
-            "as in 127.0.%d.1"
+            f"{pattern!r} is not an address pattern: %d stands for the number of the instance, as "
+            "in 127.0.%d.1; without it, this is the first one's address, as in 192.168.56.11"
         ) from error
     return pattern
 
@@ -151,13 +172,14 @@ class Instance(_Part):
     address: Annotated[IPv4Address, AfterValidator(_host_address)]
     ssh: Annotated[str, AfterValidator(_ssh_target)] | None = None
     public: Annotated[IPv4Network, AfterValidator(_external_range)] | None = None
+    endpoints: Endpoints = "paths"
     cpus: _Cpus | None = None
     memory: _Memory | None = None
     box: str | None = None
 
 
 class Addresses(_Part):
-    """Per provider, the default address of the n-th instance: ``%d`` stands for n."""
+    """Per provider, the default address of the n-th instance; see :func:`nth_address`."""
 
     local: Annotated[str, AfterValidator(_address_pattern)] | None = None
     vagrant: Annotated[str, AfterValidator(_address_pattern)] | None = None
@@ -236,6 +258,17 @@ class Network(_Part):
     cidr: IPv4Network
 
 
+class Trust(_Part):
+    """What the tokens of an issuer may do; the fields are those of the proxy's ``Policy``."""
+
+    services: tuple[str, ...] | None = None
+    methods: tuple[Annotated[str, Field(pattern=r"^[A-Z]+$")], ...] | None = None
+    rate: Annotated[int, Field(ge=1)] | None = None
+    roles: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], ...] | None = None
+    admin: bool = False
+    peers: tuple[str, ...] | None = None
+
+
 class Lab(_Part):
     """A whole lab; *root* is the repository, *state* the directory of all that runs and is kept."""
 
@@ -259,6 +292,8 @@ class Lab(_Part):
     networks: tuple[Network, ...] = ()
     public: Public = Public()
     trust: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    #: What the tokens of those issuers may do, where ``trust`` has more than names.
+    policies: Mapping[str, Mapping[str, Trust]] = Field(default_factory=dict)
     #: Names of scopes: official service types to instances, or to expressions over instances.
     scopes: Mapping[
         Annotated[str, AfterValidator(_scope_name)],
@@ -266,6 +301,12 @@ class Lab(_Part):
     ] = Field(default_factory=dict)
     #: Whether each instance and each named scope is a region of the catalogs.
     regions: bool = True
+    #: Whether instances send each other sealed tokens.
+    sealed: bool = False
+    #: Whether the instances' proxies speak TLS with each other.
+    tls: bool = False
+    #: Whether the instances' proxies take clients by HTTPS, and the catalogs say so.
+    https: bool = False
     #: How many seconds a service believes a token that it has validated.
     token_cache: Annotated[int, Field(ge=0, le=3600)] = 30
 
@@ -293,8 +334,32 @@ class Lab(_Part):
             for name in (key, *issuers):
                 if name not in known:
                     raise ValueError(f"trust: {name!r} is not an instance; known: {_listed(known)}")
+        self._check_stack()
+        self._check_policies()
+        self._check_endpoints()
         self._check_scopes()
         return self
+
+    def _check_stack(self) -> None:
+        if self.https and self.stack != "wheels":
+            raise ValueError(f"https: the stack {self.stack} does not have this")
+
+    def _check_policies(self) -> None:
+        for name, policies in self.policies.items():
+            for issuer, policy in policies.items():
+                for service in policy.services or ():
+                    if self.stack == "wheels" and service not in _TYPES:
+                        raise ValueError(
+                            f"trust: {name}: {issuer}: the stack wheels has no service of the type "
+                            f"{service!r}; known: {_listed(_TYPES)}"
+                        )
+
+    def _check_endpoints(self) -> None:
+        for one in self.instances:
+            if one.endpoints == "ports" and self.stack != "wheels":
+                raise ValueError(
+                    f"instances: {one.name}: endpoints: the stack {self.stack} has paths only"
+                )
 
     def _check_scopes(self) -> None:
         # Regions differ in more than case: MariaDB, where keystone keeps them, ignores it.
@@ -377,6 +442,25 @@ class Lab(_Part):
         trusted = {self.instance(name).name, *self.trust.get(name, self.names)}
         return tuple(one for one in self.names if one in trusted)
 
+    def limits(self, name: str) -> Mapping[str, dict[str, Any]]:
+        """What the tokens of other instances may do in *name*, by issuer, where ``trust`` says so.
+
+        The values are the fields of the proxy's ``Policy``, besides its issuer.
+        """
+        return {
+            issuer: policy.model_dump(mode="json", exclude_none=True)
+            for issuer, policy in self.policies.get(name, {}).items()
+            if issuer != name
+        }
+
+    def peer_addresses(self, name: str) -> Mapping[str, str]:
+        """Where the proxy of *name* reaches those of its peers, ``HOST:PORT`` by instance.
+
+        :raises LabError: when there is no instance *name*.
+        """
+        port = TLS_PORT if self.tls else PROXY_PORT
+        return {peer.name: f"{peer.address}:{port}" for peer in self.peers(name)}
+
 
 class Choices(_Part):
     """The command line's choices for the lab; kept in its state until ``destroy``."""
@@ -426,10 +510,10 @@ def load(root: Path, choices: Choices | None = None, decide: Decide | None = Non
             "repository to a path of letters, digits and . _ + - only"
         )
     chosen = Choices.of(state) if choices is None else choices
-    raw = _read(root / "lab.yaml")
+    raw = read_mapping(root / "lab.yaml", "lab.yaml", Lab)
     for key in _OURS:
         if key in raw:
-            raise LabError(f"lab.yaml: unknown key {key!r}; {_allowed_keys(())}")
+            raise LabError(f"lab.yaml: unknown key {key!r}; {_allowed_keys((), Lab)}")
     if chosen.stack:
         raw["stack"] = chosen.stack
     if chosen.hypervisor:
@@ -445,13 +529,28 @@ def load(root: Path, choices: Choices | None = None, decide: Decide | None = Non
         names = {one["name"] for one in raw["instances"]}
         raw["trust"] = _restricted(raw.get("trust"), names)
         raw["scopes"] = _possible(raw.get("scopes"), names)
+    _split_trust(raw)
     _fill_addresses(raw)
     _fill_ranges(raw)
     raw = {key: value for key, value in raw.items() if value is not None}
     try:
         return Lab.model_validate({**raw, "root": root, "state": state})
     except ValidationError as error:
-        raise LabError(f"lab.yaml: {_first_problem(error)}") from error
+        problem = re.sub(r"(^|')policies\.", r"\1trust.", first_problem(error, Lab))
+        raise LabError(f"lab.yaml: {problem}") from error
+
+
+def _split_trust(raw: dict[str, Any]) -> None:
+    """Keep the names of issuers in ``trust``, and what their tokens may do in ``policies``."""
+    trust = raw.get("trust")
+    if not isinstance(trust, dict):
+        return
+    policies = {name: issuers for name, issuers in trust.items() if isinstance(issuers, dict)}
+    raw["trust"] = {name: list(one) if name in policies else one for name, one in trust.items()}
+    raw["policies"] = {
+        name: {issuer: {} if policy is None else policy for issuer, policy in issuers.items()}
+        for name, issuers in policies.items()
+    }
 
 
 def numbered(number: int) -> list[dict[str, Any]]:
@@ -499,7 +598,7 @@ def _fill_addresses(raw: dict[str, Any]) -> None:
     # The validation reports a wrong pattern.
     with contextlib.suppress(TypeError, ValueError):
         raw["instances"] = [
-            {"address": pattern % n, **one} if isinstance(one, dict) else one
+            {"address": str(nth_address(pattern, n)), **one} if isinstance(one, dict) else one
             for n, one in enumerate(instances, 1)
         ]
 
@@ -546,7 +645,11 @@ class _Loader(yaml.SafeLoader):
             ) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path, name: str, model: type[BaseModel]) -> dict[str, Any]:
+    """The content of the YAML file *path*, which describes a *model*; errors call the file *name*.
+
+    :raises LabError: when it cannot be read, or is not a mapping.
+    """
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except FileNotFoundError as error:
@@ -554,11 +657,12 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise LabError(f"lab.yaml is not YAML: {_yaml_problem(error)}") from error
+        raise LabError(f"{name} is not YAML: {_yaml_problem(error)}") from error
     except RecursionError as error:
-        raise LabError("lab.yaml does not describe a lab: its brackets are too deep") from error
+        what = model.__name__.lower()
+        raise LabError(f"{name} does not describe a {what}: its brackets are too deep") from error
     if not isinstance(raw, dict):
-        raise LabError(f"lab.yaml must be a mapping; {_allowed_keys(())}")
+        raise LabError(f"{name} must be a mapping; {_allowed_keys((), model)}")
     return {str(key): value for key, value in raw.items()}
 
 
@@ -572,13 +676,15 @@ def _restricted(trust: object, names: set[str]) -> object:
     """*trust* without the instances that ``-n`` leaves out; other types stay unchanged."""
     if not isinstance(trust, dict):
         return trust
-    return {
-        key: [one for one in issuers if not isinstance(one, str) or one in names]
-        if isinstance(issuers, list)
-        else issuers
-        for key, issuers in trust.items()
-        if key in names
-    }
+    return {key: _only(issuers, names) for key, issuers in trust.items() if key in names}
+
+
+def _only(issuers: object, names: set[str]) -> object:
+    if isinstance(issuers, list):
+        return [one for one in issuers if not isinstance(one, str) or one in names]
+    if isinstance(issuers, dict):
+        return {one: policy for one, policy in issuers.items() if one in names}
+    return issuers
 
 
 def _possible(scopes: object, names: set[str]) -> object:
@@ -608,32 +714,38 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names)
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of data that is no *model*, as a line that begins with the place."""
     problem = error.errors(include_url=False)[0]
     where = ".".join(map(str, problem["loc"]))
     where = where if where.isprintable() else quoted(where)
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {where!r}; {_allowed_keys(problem['loc'][:-1])}"
+            return f"unknown key {where!r}; {_allowed_keys(problem['loc'][:-1], model)}"
         case "literal_error":
             given, allowed = quoted(problem["input"]), problem["ctx"]["expected"]
             return f"{where}: {given} is not allowed; use {allowed}"
         case "missing":
-            return f"the key {where!r} is missing; {_allowed_keys(problem['loc'][:-1])}"
+            return f"the key {where!r} is missing; {_allowed_keys(problem['loc'][:-1], model)}"
         case "value_error":
             return ": ".join(part for part in (where, str(problem["ctx"]["error"])) if part)
         case _:
             return f"{where}: {problem['msg']} (not {quoted(problem['input'])})"
 
 
-def _allowed_keys(loc: tuple[int | str, ...]) -> str:
-    """The keys that may appear at *loc*, for an error message."""
-    model: type[BaseModel] = Lab
+def _allowed_keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The keys that may appear at *loc* in a *model*, for an error message."""
+    fields = _fields(model)
     for part in loc:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    keys = [key for key in model.model_fields if key not in _OURS]
-    return f"allowed keys: {', '.join(keys)}"
+        if isinstance(part, str) and part in fields:
+            fields = _fields(_model_in(fields[part].annotation)) or fields
+    return f"allowed keys: {', '.join(key for key in fields if key not in _OURS)}"
+
+
+def _fields(model: type[BaseModel] | None) -> dict[str, FieldInfo]:
+    """The fields of *model* by their keys."""
+    fields = model.model_fields.items() if model else ()
+    return {field.alias or name: field for name, field in fields}
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lab.bootstrap import VENV, ensure
 from lab.config import Lab
@@ -58,6 +59,8 @@ class Way:
     user: Mapping[str, str]
     #: The scope of its requests.
     scope: Scope = field(default_factory=Scope)
+    #: The file with the authority that signs its certificate, if it is HTTPS.
+    cacert: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ def _way(name: str, home: str, clouds: Mapping[str, Any], region: str, scope: Sc
     auth_url = clouds[home]["auth"]["auth_url"]
     if scope and not name.startswith("region:"):
         auth_url = scoped_auth_url(auth_url, scope)
-    return Way(name, auth_url, region, clouds[issuer]["auth"], scope)
+    cacert = clouds[home].get("cacert", "")
+    return Way(name, auth_url, region, clouds[issuer]["auth"], scope, cacert)
 
 
 def compare(
@@ -255,7 +259,8 @@ class Conformance:
                     "admin_project_name": way.user["project_name"],
                     "admin_domain_name": "Default",
                 },
-                "identity": {"uri_v3": way.auth_url, "auth_version": "v3", "region": way.region},
+                "identity": {"uri_v3": way.auth_url, "auth_version": "v3", "region": way.region,
+                             "ca_certificates_file": way.cacert},
                 "service_available": {
                     "nova": "true", "glance": "true", "neutron": "true", "cinder": "false",
                     "swift": "false", "horizon": "false",
@@ -317,8 +322,8 @@ class Conformance:
         return connect(name, scope)
 
     def _is_at(self, name: str, way: Way) -> bool:
-        frontend = self._clouds[name]["auth"]["auth_url"].removesuffix("/identity/v3")
-        return way.auth_url.startswith(f"{frontend}/")
+        auth_url: str = self._clouds[name]["auth"]["auth_url"]
+        return urlsplit(way.auth_url).netloc == urlsplit(auth_url).netloc
 
     def _progress(self, way: Way, found: Mapping[str, Outcome]) -> None:
         if sys.stderr.isatty():

@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from lab import files, ports, processes
+from lab import files, logs, ports, processes
 from lab.bootstrap import VENV, ensure
 from lab.config import Lab
 from lab.errors import LabError
@@ -40,6 +40,7 @@ _SUPERVISOR = Template("""\
 ; Keeps Horizon running.
 [supervisord]
 logfile = $state/log/$name-supervisord.log
+$limits
 pidfile = $directory/supervisord.pid
 childlogdir = $state/log
 directory = $directory
@@ -61,8 +62,7 @@ autorestart = true
 startretries = 3
 redirect_stderr = true
 stdout_logfile = $state/log/$name.log
-stdout_logfile_maxbytes = 20MB
-stdout_logfile_backups = 1
+$program_limits
 """)
 
 
@@ -81,16 +81,18 @@ def settings(
     secret_key: str,
     *,
     consoles: bool,
+    cacert: str | None = None,
 ) -> str:
     """The text of Horizon's ``local_settings.py`` for the login *entries*.
 
-    With *consoles*, servers have serial consoles.
+    With *consoles*, servers have serial consoles; *cacert* has the authority for HTTPS.
 
     Source: Horizon's settings reference, and Django's for the names in its second half.
     """
     values = {
         "AVAILABLE_REGIONS": entries,
         "OPENSTACK_KEYSTONE_URL": entries[0][0],
+        "OPENSTACK_SSL_CACERT": cacert,
         # Where there is none, Horizon would offer one that fails.
         "CONSOLE_TYPE": "SERIAL" if consoles else None,
         # The page of a server has its console in a frame, which Django forbids.
@@ -195,6 +197,7 @@ class Dashboard:
             self._directory,
             secret_key,
             consoles=self._lab.stack == "wheels" and self._lab.has_guests,
+            cacert=next(iter(clouds.values())).get("cacert"),
         )
         files.write(local / "__init__.py", "")
         files.write(local / "local_settings.py", text)
@@ -203,6 +206,8 @@ class Dashboard:
             state=self._state,
             directory=self._directory,
             command=" ".join(self._command),
+            limits=logs.limits("logfile"),
+            program_limits=logs.limits("stdout_logfile"),
             digest=hashlib.sha256(f"{installation}{text}".encode()).hexdigest(),
         )
         files.write(self._directory / "supervisord.conf", supervisor)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lab import apt
 from lab.config import Choices, Lab, load
@@ -15,32 +17,56 @@ from lab.stacks import STACKS, stack_class
 from lab.stacks.wheels import GUEST_PACKAGES, unusable
 
 
-def report(root: Path) -> Iterator[str]:
-    """The lines that ``doctor`` prints about the lab of the repository *root*.
+@dataclass(frozen=True)
+class Section:
+    """What ``doctor`` has found about one subject, the *title*."""
+
+    title: str
+    findings: Sequence[Finding]
+
+    def __str__(self) -> str:
+        """The section for people to read."""
+        marks = (
+            f"  ✔ {one.what}" if one.present else f"  ✘ {one.what}: {one.mend}"
+            for one in self.findings
+        )
+        return "\n".join((self.title, *marks))
+
+
+def examine(root: Path) -> Iterator[Section]:
+    """What ``doctor`` tells about this machine, for the lab of the repository *root*.
 
     :raises LabError: when lab.yaml is wrong.
     """
     labs = {name: _load(root, name) for name in PROVIDERS}
     if all(isinstance(lab, LabError) for lab in labs.values()):
         load(root)
-    yield from _section("tmux", packaged(["tmux"]))
+    yield Section("tmux", packaged(["tmux"]))
     for name, lab in labs.items():
         if isinstance(lab, LabError):
-            yield from _section(f"provider {name}", [Finding("lab.yaml", False, str(lab))])
+            yield Section(f"provider {name}", [Finding("lab.yaml", False, str(lab))])
             continue
         one = provider(lab)
-        yield from _section(f"provider {name}", [*packaged(one.debian_packages), *one.doctor()])
+        yield Section(f"provider {name}", [*packaged(one.debian_packages), *one.doctor()])
     for name in STACKS:
         # On hosts elsewhere, `up` brings them.
-        yield from _section(f"stack {name}", packaged(stack_class(name).needs.packages))
+        yield Section(f"stack {name}", packaged(stack_class(name).needs.packages))
     if isinstance(here := labs["local"], Lab):
         down = [name for name in here.names if not provider(here).is_up(name)]
         fault = lacking_memory(len(down), stack_class("wheels").needs)
         fits = Finding("the instances fit on this machine", not fault, fault)
-        yield from _section("memory", [fits])
+        yield Section("memory", [fits])
     fault = unusable(is_here=True)
     usable = Finding("real guests on this machine", not fault, fault)
-    yield from _section("hypervisor libvirt", [usable, *packaged(GUEST_PACKAGES)])
+    yield Section("hypervisor libvirt", [usable, *packaged(GUEST_PACKAGES)])
+
+
+def facts(root: Path) -> dict[str, Any]:
+    """What :func:`examine` tells, as plain data.
+
+    :raises LabError: when lab.yaml is wrong.
+    """
+    return {"sections": [asdict(section) for section in examine(root)]}
 
 
 def _load(root: Path, name: str) -> Lab | LabError:
@@ -61,9 +87,3 @@ def packaged(names: Iterable[str]) -> list[Finding]:
     return [
         Finding(f"package {name}", name not in lacking, apt.install_line([name])) for name in wanted
     ]
-
-
-def _section(title: str, findings: Iterable[Finding]) -> Iterator[str]:
-    yield title
-    for one in findings:
-        yield f"  ✔ {one.what}" if one.present else f"  ✘ {one.what}: {one.mend}"

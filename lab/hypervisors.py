@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 #: Per provider of Vagrant, a command that succeeds if its hypervisor answers.
@@ -23,6 +26,10 @@ _DEVICES = {
 }
 #: The providers of real virtual machines; containers are used only if lab.yaml names them.
 _HYPERVISORS = ("virtualbox", "libvirt")
+#: The addresses that VirtualBox allows in host-only networks, and the file in which an
+#: administrator allows others: https://www.virtualbox.org/manual/ch06.html#network_hostonly
+HOST_ONLY = IPv4Network("192.168.56.0/21")
+_HOST_ONLY_SETTINGS = Path("/etc/vbox/networks.conf")
 #: Seconds that a probe may take; a hypervisor that hangs does not count.
 _PATIENCE = 10
 
@@ -51,6 +58,23 @@ def decide(provider: str | None = None) -> tuple[str, str]:
     """vagrant if it and *provider* (default: some hypervisor) work, else local; and the reason."""
     found = find(provider)
     return "vagrant" if found.usable else "local", found.why
+
+
+def outside_host_only(
+    addresses: Iterable[IPv4Address], settings: Path = _HOST_ONLY_SETTINGS
+) -> list[IPv4Address]:
+    """Those of *addresses* that VirtualBox refuses to machines, because of its *settings*."""
+    try:
+        lines = settings.read_text().splitlines()
+    except OSError:
+        lines = [f"* {HOST_ONLY}"]
+    allowed = []
+    for line in lines:
+        words = line.replace(",", " ").split()
+        for word in words[1:] if words[:1] == ["*"] else ():
+            with suppress(ValueError):
+                allowed.append(IPv4Network(word, strict=False))
+    return [one for one in addresses if not any(one in network for network in allowed)]
 
 
 def works(provider: str) -> bool:

@@ -41,13 +41,17 @@ class ImageError(Exception):
     """The image cannot be fetched; its text says from where and why."""
 
 
+def fetched(url: str, shared: Path) -> Path:
+    """Where :func:`fetch` keeps the file behind *url*."""
+    return shared / f"image-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+
+
 def fetch(url: str, shared: Path) -> Path:
     """The file behind *url*, in the directory *shared* of the host; fetched the first time.
 
     :raises ImageError: when it cannot be fetched.
     """
-    name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = shared / f"image-{name}"
+    path = fetched(url, shared)
     with (shared / "image.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():

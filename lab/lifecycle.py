@@ -18,7 +18,10 @@ from lab import apt, files, processes, providers, stacks
 from lab.config import Choices, Decide, Lab, load
 from lab.dashboard import Dashboard
 from lab.errors import LabError
+from lab.faults import Fault
+from lab.parallel import for_each
 from lab.providers.base import Host, Provider
+from lab.snapshots import Snapshots
 from lab.stacks.base import InstanceStatus, Stack
 from lab.steps import Steps
 
@@ -84,14 +87,26 @@ class Lifecycle:
         """The hosts that ssh reaches."""
         return [host for host in self.provider.hosts() if self.provider.is_up(host.name)]
 
-    def require_up(self, name: str) -> None:
-        """Make sure that the instance *name* is up.
+    def require_hosts(self) -> list[Host]:
+        """The hosts that ssh reaches.
+
+        :raises LabError: when there are none.
+        """
+        hosts = self.hosts_up()
+        if not hosts:
+            raise LabError("the lab is down: run ./setup-env.py up")
+        return hosts
+
+    def require_up(self, name: str) -> Host:
+        """The host of the instance *name*.
 
         :raises LabError: when it is unknown or down.
         """
         self.lab.instance(name)
-        if not any(host.name == name for host in self.hosts_up()):
-            raise LabError(f"{name} is down: run ./setup-env.py up {name}")
+        for host in self.hosts_up():
+            if host.name == name:
+                return host
+        raise LabError(f"{name} is down: run ./setup-env.py up {name}")
 
     def up(self, names: Sequence[str] = ()) -> None:
         """Bring *names* (default: all instances) up, from any state.
@@ -100,7 +115,7 @@ class Lifecycle:
         """
         chosen = _chosen(self.lab, names)
         apt.check(self.debian_packages)
-        with locked(self.lab.state, "up"), Steps(self.lab.state / "log") as steps:
+        with self._changing("up") as steps:
             lab = self.lab
             chosen_now = Choices(provider=lab.provider, stack=lab.stack, hypervisor=lab.hypervisor)
             self.choices.updated(chosen_now).keep(lab.state)
@@ -108,11 +123,74 @@ class Lifecycle:
             if lab.hypervisor != "auto":
                 steps.say(f"hypervisor {lab.hypervisor} ({lab.hypervisor_because})")
             apt.ensure(self.debian_packages, steps.say, self.lab.state / "log")
-            self._stop_surplus()
-            hosts = self.provider.up(chosen, self.stack.needs, steps)
-            self.stack.up(hosts, steps)
-            files.write(self.lab.state / "clouds.yaml", yaml.safe_dump(self.stack.clouds()))
-            self.show()
+            self._up(chosen, steps)
+
+    def _up(self, names: Sequence[str], steps: Steps) -> None:
+        self.snapshots.require_whole()
+        self._stop_surplus()
+        hosts = self.provider.up(names, self.stack.needs, steps)
+        self.stack.up(hosts, steps)
+        files.write(self.lab.state / "clouds.yaml", yaml.safe_dump(self.stack.clouds()))
+        self.show()
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The snapshots of the lab."""
+        return Snapshots(self.lab)
+
+    def snapshot(self, name: str) -> None:
+        """Make the snapshot *name*; the lab is down in the meantime.
+
+        :raises LabError: when it cannot be made; then there is none.
+        """
+        self.snapshots.require_new(name)
+        with self._changing(f"snapshot {name}") as steps:
+            self.snapshots.require_new(name)
+            with self._down(steps), steps.step(None, "copy into the snapshot"):
+                self.snapshots.make(name)
+
+    def restore(self, name: str) -> None:
+        """Make the lab what it was in the snapshot *name*; then it is up if it was up before.
+
+        :raises LabError: when that snapshot does not fit, or cannot be copied.
+        """
+        self.snapshots.require(name)
+        with self._changing(f"restore {name}") as steps:
+            self.snapshots.require(name)
+            with self._down(steps), steps.step(None, "copy from the snapshot"):
+                self.snapshots.restore(name)
+
+    def remove_snapshot(self, name: str) -> None:
+        """Remove the snapshot *name*.
+
+        :raises LabError: when there is none.
+        """
+        self.snapshots.require(name, fitting=False)
+        with locked(self.lab.state, f"snapshot --delete {name}"):
+            self.snapshots.require(name, fitting=False)
+            self.snapshots.remove(name)
+
+    @contextmanager
+    def _changing(self, purpose: str) -> Iterator[Steps]:
+        """Change the lab alone, for *purpose*, in steps."""
+        with locked(self.lab.state, purpose), Steps(self.lab.state / "log") as steps:
+            yield steps
+
+    @contextmanager
+    def _down(self, steps: Steps) -> Iterator[None]:
+        """Have the lab down for the body, and afterwards up as it was; after a LabError, too."""
+        names = [host.name for host in self.hosts_up()]
+        self._halt(self.lab.names, steps)
+        # The copying of a command that was killed may go on.
+        processes.stop(processes.marked(self.lab.state))
+        try:
+            yield
+        except LabError:
+            if names:
+                self._up(names, steps)
+            raise
+        if names:
+            self._up(names, steps)
 
     @property
     def _dashboard(self) -> Dashboard:
@@ -123,9 +201,8 @@ class Lifecycle:
 
         :raises LabError: when the lab is down, or the dashboard does not come up.
         """
-        if not self.hosts_up():
-            raise LabError("the lab is down: run ./setup-env.py up")
-        with locked(self.lab.state, "dashboard"), Steps(self.lab.state / "log") as steps:
+        self.require_hosts()
+        with self._changing("dashboard") as steps:
             self._dashboard.up(self.stack.clouds()["clouds"], steps)
         return self._dashboard.url
 
@@ -138,8 +215,7 @@ class Lifecycle:
         """
         from lab import conformance  # noqa: PLC0415 - few commands need it
 
-        if not self.hosts_up():
-            raise LabError("the lab is down: run ./setup-env.py up")
+        self.require_hosts()
         clouds = self.stack.clouds()["clouds"]
         return conformance.compare(self.lab, clouds, scopes, regex, say)
 
@@ -160,16 +236,19 @@ class Lifecycle:
         chosen = _chosen(self.lab, names)
         if not self.lab.state.exists():
             return
-        with locked(self.lab.state, "halt"), Steps(self.lab.state / "log") as steps:
-            hosts_up = self.hosts_up()
-            hosts = [host for host in hosts_up if host.name in chosen]
-            if hosts == hosts_up:
-                self._dashboard.halt()
-            if hosts:
-                with steps.step(None, f"halt {self.stack.name}"):
-                    self.stack.halt(hosts)
-            with steps.step(None, "halt hosts"):
-                self.provider.halt(chosen)
+        with self._changing("halt") as steps:
+            self._halt(chosen, steps)
+
+    def _halt(self, names: Sequence[str], steps: Steps) -> None:
+        hosts_up = self.hosts_up()
+        hosts = [host for host in hosts_up if host.name in names]
+        if hosts == hosts_up:
+            self._dashboard.halt()
+        if hosts:
+            with steps.step(None, f"halt {self.stack.name}"):
+                self.stack.halt(hosts)
+        with steps.step(None, "halt hosts"):
+            self.provider.halt(names)
 
     def status(self) -> dict[str, Any]:
         """Everything that ``status`` shows, as plain data.
@@ -190,17 +269,71 @@ class Lifecycle:
             "dashboard": {"state": self._dashboard.state(), "url": self._dashboard.url},
         }
 
-    def log_command(self, name: str, service: str | None, *, follow: bool) -> list[str]:
-        """The command that prints the log of *service* in the instance *name*, which is up.
+    def links(self) -> list[dict[str, Any]]:
+        """Every link between instances that are up: ``from``, and what the stack says of it.
 
-        Without a service, it prints the last lines of all logs.
-
-        :raises LabError: when there is no such service.
+        :raises LabError: when the lab is down, or its links cannot be broken.
         """
-        host = next(host for host in self.hosts_up() if host.name == name)
+        hosts = self.require_hosts()
+        found = for_each(hosts, self.stack.links)
+        return [
+            {"from": host.name, **link}
+            for host, links in zip(hosts, found, strict=True)
+            for link in links
+        ]
+
+    def break_link(self, name: str, peer: str, fault: Fault) -> None:
+        """Give the link from the instance *name* to *peer* this *fault*.
+
+        :raises LabError: when that is no link, or *name* is down.
+        """
+        if self.lab.instance(name) is self.lab.instance(peer):
+            raise LabError(f"{name} has no link to itself: name two instances")
+        host = self.require_up(name)
+        with locked(self.lab.state, "net"):
+            self.stack.break_link(host, peer, fault)
+
+    def heal(self, name: str | None = None, peer: str | None = None) -> None:
+        """Take the fault of one link away; without names, those of all.
+
+        :raises LabError: when an instance is unknown.
+        """
+        hosts = [self.require_up(name)] if name else self.hosts_up()
+        peers = [self.lab.instance(peer).name] if peer else []
+        if not hosts:
+            return
+        with locked(self.lab.state, "net"):
+            for_each(hosts, lambda host: self.stack.heal(host, peers))
+
+    def kill(self, name: str, service: str | None, *, hang: bool) -> None:
+        """Kill *service* of the instance *name*, or all of its services; with *hang*, freeze them.
+
+        :raises LabError: when the instance is down, or has no such service.
+        """
+        host = self.require_up(name)
+        known = self._known(host, service)
+        with locked(self.lab.state, "kill"):
+            self.stack.kill(host, [service] if service else known, hang=hang)
+
+    def _known(self, host: Host, service: str | None) -> tuple[str, ...]:
+        """The services on *host*.
+
+        :raises LabError: when *service* is none of them.
+        """
         known = self.stack.logs(host)
         if service is not None and service not in known:
             raise LabError(f"unknown service {service!r}; known: {', '.join(sorted(known))}")
+        return known
+
+    def log_command(self, name: str, service: str | None, *, follow: bool) -> list[str]:
+        """The command that prints the log of *service* in the instance *name*.
+
+        Without a service, it prints the last lines of all logs.
+
+        :raises LabError: when the instance is unknown or down, or has no such service.
+        """
+        host = self.require_up(name)
+        known = self._known(host, service)
         lines = "+1" if service and not follow else "20"
         services = [service] if service else known
         return self.stack.log_command(host, services, lines=lines, follow=follow)
@@ -250,7 +383,10 @@ def _readable(root: Path) -> Lifecycle | None:
 
 @contextmanager
 def locked(state: Path, purpose: str) -> Iterator[None]:
-    """Make every other command that changes the lab wait."""
+    """Make every other command that changes the lab wait.
+
+    Commands that the holder of the lock runs do not wait for it: :data:`lab.processes.LOCK_HOLDER`.
+    """
     state.mkdir(parents=True, exist_ok=True)
     path = state / "lock"
     while True:
@@ -259,6 +395,10 @@ def locked(state: Path, purpose: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = path.read_text().strip() or "another command"
+            if f"(process {os.environ.get(processes.LOCK_HOLDER)})" in holder:
+                os.close(lock)
+                yield
+                return
             print(f"waiting for {holder} …", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         # If we waited for a `destroy`, it has removed the file that we locked.

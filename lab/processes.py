@@ -16,6 +16,8 @@ from lab.errors import LabError
 LAB_MARK = "OPENSTACKOID_LAB"
 #: Environment variable in every process of an instance: the instance's name.
 INSTANCE_MARK = "OPENSTACKOID_INSTANCE"
+#: Environment variable of a command that works for a process with this ID, which locks the lab.
+LOCK_HOLDER = "OPENSTACKOID_LOCK_HOLDER"
 #: Seconds for a process to end: before a kill, unless a caller says otherwise, and after it.
 _PATIENCE = 10.0
 

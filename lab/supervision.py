@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import signal
 import subprocess
 import sys
 import time
@@ -200,6 +201,59 @@ class Supervisor:
         """The process ID of the program *name*; 0 if it does not run."""
         return int(self._rpc.getProcessInfo(name)["pid"])
 
+    def kill_programs(self, names: Iterable[str]) -> None:
+        """Kill the programs *names*; they stay dead until somebody starts them.
+
+        :raises SupervisionError: when one does not end, or supervisord does not answer.
+        """
+        killing = list(names)
+        victims = self._processes(killing)
+        # While they are frozen, supervisord may ask them to end: they get no further than it does.
+        _send(signal.SIGSTOP, victims)
+        try:
+            for name in killing:
+                with contextlib.suppress(xmlrpc.client.Fault):  # it does not run
+                    self._rpc.stopProcess(name, False)
+        except _UNWELL as error:
+            raise self._unwell(error) from error
+        finally:
+            _send(signal.SIGKILL, victims)
+        _wait(lambda: not set(killing) & self._alive(), f"some of {', '.join(killing)} did")
+
+    def freeze_programs(self, names: Iterable[str]) -> None:
+        """Freeze the programs *names*: they keep their connections, and do nothing.
+
+        :raises SupervisionError: when supervisord does not answer.
+        """
+        _send(signal.SIGSTOP, self._processes(names))
+
+    def frozen(self) -> set[str]:
+        """The programs that are frozen.
+
+        :raises SupervisionError: when supervisord does not answer.
+        """
+        return {str(row["name"]) for row in self._rows() if row["pid"] and _is_frozen(row["pid"])}
+
+    def thaw(self) -> None:
+        """Let what is frozen go on; where supervisord does not answer, do nothing."""
+        with contextlib.suppress(SupervisionError):
+            _send(signal.SIGCONT, self._processes(self.frozen()))
+
+    def _processes(self, names: Iterable[str]) -> list[psutil.Process]:
+        """All processes of the programs *names*, wherever they come from.
+
+        A program that a fork server forked is no child of supervisord, but has the standard output
+        that supervisord made for it.
+        """
+        wanted = set(names)
+        pids = {row["pid"] for row in self._rows() if row["name"] in wanted and row["pid"]}
+        outputs = {output for pid in pids if (output := _output(pid))}
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.pid in pids or _output(process.pid) in outputs
+        ]
+
     def stop_program(self, name: str) -> None:
         """Stop the program *name*, if it runs.
 
@@ -243,6 +297,26 @@ class Supervisor:
 
     def _alive(self) -> set[str]:
         return {name for name, state in self.states().items() if state in _ALIVE}
+
+
+def _output(pid: int) -> str:
+    """The standard output of the process *pid*, as proc(5) names it; empty if nobody may know."""
+    try:
+        return str(Path(f"/proc/{pid}/fd/1").readlink())
+    except OSError:
+        return ""
+
+
+def _is_frozen(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return False
+
+
+def _send(number: signal.Signals, victims: Iterable[psutil.Process]) -> None:
+    for process in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _is_below(process: psutil.Process, ancestor: int) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,11 +31,15 @@ SOCKET_VARIABLE = "OPENSTACKOID_TMUX_SOCKET"
 
 # A program can change the title of its pane, but not an option of the pane.
 _INSTANCE = "@instance"
-_BORDER = f"#{{?{_INSTANCE}, #{{{_INSTANCE}}} ,}}"
+# The title of a pane beside those of the instances.
+_TITLE = "@title"
+_BORDER = f"#{{?{_INSTANCE}, #{{{_INSTANCE}}} ,#{{?{_TITLE}, #{{{_TITLE}}} ,}}}}"
 #: This many panes or more are tiled instead of stacked.
 _TILED_FROM = 3
 #: Lines that a pane needs while nobody is attached.
 _LINES_PER_PANE = 8
+#: Seconds that the command of a pane beside the others has for its first and for its last words.
+_PATIENCE = 30
 
 
 def arrange(names: Sequence[str], ssh_config: Path) -> None:
@@ -73,6 +80,100 @@ def attach() -> NoReturn:
     os.execvp("tmux", [*_tmux(), action, "-t", f"={SESSION}"])  # noqa: S606
 
 
+def watcher() -> tuple[list[str], int, int]:
+    """The command that shows the session without a hand in it, and its columns and lines.
+
+    :raises LabError: when there is no session.
+    """
+    size = "#{window_width} #{window_height} #{status}"
+    [shown] = tell(_window(_session()).panes[0], "display-message", "-p", size)
+    columns, lines, status = shown.split()
+    # The lines of tmux's own status bar are on, off or a number.
+    bar = int({"on": "1", "off": "0"}.get(status, status))
+    argv = [*_tmux(), "-u", "attach-session", "-r", "-t", f"={SESSION}"]
+    return argv, int(columns), int(lines) + bar
+
+
+def instance_panes() -> dict[str, Pane]:
+    """The instances' panes.
+
+    :raises LabError: when there is no session.
+    """
+    return _panes(_session())
+
+
+def tell(pane: Pane, *words: str) -> list[str]:
+    """Run the tmux command *words* on *pane*, and return its output.
+
+    :raises LabError: when it fails, for example because the pane was closed.
+    """
+    command, *arguments = words
+    done = pane.cmd(command, *arguments)
+    if done.stderr:
+        raise LabError(f"tmux failed: {' '.join(done.stderr)}")
+    return done.stdout
+
+
+@contextmanager
+def pane_below(
+    title: str, command: str, directory: Path, *, tidies_up: bool = False
+) -> Iterator[Pane]:
+    """A pane below all others that runs *command*, and has said something.
+
+    At the end, the command is ended, with a Ctrl-C if it *tidies up*, and the layout is what it
+    was.
+
+    :raises LabError: when there is no room for it, or the command ends.
+    """
+    window = _window(_session())
+    for pane in window.panes:
+        # A killed command may have left one.
+        if pane.cmd("show-options", "-p", "-q", "-v", _TITLE).stdout == [title]:
+            _end(pane, tidies_up=tidies_up)
+    layout = tell(window.panes[0], "display-message", "-p", "#{window_layout}")[0]
+    replaced = f"exec {command}"
+    try:
+        pane = window.panes[0].split(
+            direction=PaneDirection.Below,
+            full_window_split=True,
+            size="30%",
+            start_directory=directory,
+            shell=replaced,
+            attach=False,
+        )
+    except LibTmuxException as error:
+        raise LabError(
+            "there is no room for another pane: make the terminal with the session larger"
+        ) from error
+    try:
+        tell(pane, "set-option", "-p", _TITLE, title)
+        deadline = time.monotonic() + _PATIENCE
+        while not any(tell(pane, "capture-pane", "-p")):
+            if time.monotonic() > deadline:
+                raise LabError(f"`{command}` says nothing: try it in another terminal")
+            time.sleep(0.1)
+        yield pane
+    finally:
+        _end(pane, tidies_up=tidies_up)
+        window.cmd("select-layout", layout)
+
+
+def _end(pane: Pane, *, tidies_up: bool) -> None:
+    """Close *pane*; interrupt its command before if it *tidies up*."""
+    with suppress(LabError):
+        pid, dead = tell(pane, "display-message", "-p", "#{pane_pid} #{pane_dead}")[0].split()
+        if dead == "0" and tidies_up:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGINT)
+            deadline = time.monotonic() + _PATIENCE
+            while (
+                tell(pane, "display-message", "-p", "#{pane_dead}") == ["0"]
+                and time.monotonic() < deadline
+            ):
+                time.sleep(0.1)
+        tell(pane, "kill-pane")
+
+
 def remove() -> None:
     """End the session, if there is one and tmux is installed."""
     try:
@@ -92,6 +193,13 @@ def _tmux() -> list[str]:
 
 def _server() -> Server:
     return Server(socket_name=os.environ.get(SOCKET_VARIABLE))
+
+
+def _session() -> Session:
+    session = _find()
+    if session is None:
+        raise LabError("there is no tmux session: run ./setup-env.py up")
+    return session
 
 
 def _find() -> Session | None:

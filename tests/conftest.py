@@ -32,8 +32,10 @@ _SLOW = (
     "unit/test_distributions.py",
     "unit/lab/test_bootstrap.py",
     "unit/lab/test_cli.py",
+    "unit/lab/test_demo.py",
     "unit/lab/test_hosts.py",
     "unit/lab/test_leftovers.py",
+    "unit/lab/test_snapshots.py",
     "unit/lab/test_ssh.py",
     "unit/lab/test_tmux.py",
 )

@@ -27,7 +27,9 @@ from lzma import decompress
 from pathlib import Path
 
 from lab.apt import install_line
+from lab.bootstrap import ROOT
 from lab.image import ImageError, ImageFile
+from lab.unbundled import Unbundled
 
 #: The Debian packages that must be installed to make the image.
 PACKAGES = ("dosfstools", "mtools", "syslinux")
@@ -76,6 +78,7 @@ _ENVIRONMENT = {
     "SOURCE_DATE_EPOCH": "1735689600",
     "TZ": "UTC",
 }
+_UNBUNDLED = Unbundled(ROOT)
 _WAYS_OUT = {
     "apt-cache": "; try `apt-get update`",
     "apt-get": "; try `apt-get update`",
@@ -106,13 +109,21 @@ def build(cache: Path) -> Path:
     with (cache / "guest.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         debs = _debs()
-        base = cache / f"guest-{_key(debs)}.img"
+        base = _base(cache, debs)
         if not base.exists():
             with tempfile.TemporaryDirectory(dir=cache, prefix=".guest-") as directory:
                 draft = _make(debs, Path(directory))
                 base.with_suffix(".txt").write_text(_main_packages(debs))
                 draft.replace(base)
     return base
+
+
+def is_built(cache: Path) -> bool:
+    """Whether :func:`build` has made the image in *cache*, of the packages of today.
+
+    :raises GuestError: when a tool is missing, or apt knows no packages.
+    """
+    return _base(cache, _debs()).exists()
 
 
 def made_of(base: Path) -> str:
@@ -174,6 +185,10 @@ def _debs() -> list[str]:
     names += re.findall(r"^\w\S*", tree, re.MULTILINE)
     listing = _run("apt-get", "--print-uris", "download", *sorted(set(names)))
     return sorted(line.split()[1] for line in listing.splitlines() if line.startswith("'"))
+
+
+def _base(cache: Path, debs: list[str]) -> Path:
+    return cache / f"guest-{_key(debs)}.img"
 
 
 def _main_packages(debs: list[str]) -> str:
@@ -322,7 +337,7 @@ def _run(*argv: str, cwd: Path | None = None) -> str:
         done = subprocess.run(
             argv,
             cwd=cwd,
-            env={**os.environ, **_ENVIRONMENT, "PATH": path},
+            env={**os.environ, **_ENVIRONMENT, **_UNBUNDLED.apt_environment, "PATH": path},
             capture_output=True,
             text=True,
             check=False,

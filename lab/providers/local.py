@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lab import files, ports, processes
+from lab import files, logs, ports, processes
 from lab.bootstrap import base_python
 from lab.config import Instance, Lab
 from lab.errors import LabError
@@ -87,6 +87,7 @@ _SUPERVISOR = Template("""\
 ; Keeps the sshd of every instance running.
 [supervisord]
 logfile = $state/log/provider.log
+$limits
 pidfile = $provider/supervisord.pid
 childlogdir = $state/log
 [unix_http_server]
@@ -105,6 +106,7 @@ autorestart = true
 startsecs = 0
 redirect_stderr = true
 stdout_logfile = $state/log/$name-sshd.log
+$program_limits
 """)
 
 
@@ -213,11 +215,14 @@ class Local(Provider):
             home=state / instance.name / "home",
             source=self.lab.root,
             python=base_python(),
-            uv=_uv(),
+            uv=uv(),
             environment={
-                name: value
-                for name, value in os.environ.items()
-                if name.upper().startswith(_PACKAGE_VARIABLES)
+                "UV_CACHE_DIR": _cache(),
+                **{
+                    name: value
+                    for name, value in os.environ.items()
+                    if name.upper().startswith(_PACKAGE_VARIABLES)
+                },
             },
             user=getpass.getuser(),
         )
@@ -235,6 +240,7 @@ class Local(Provider):
             "path": _PATH,
             "pam": "yes" if _root_is_locked() else "no",
             "sshd": sshd,
+            "program_limits": logs.limits("stdout_logfile"),
             "marks": " ".join(f"{key}={value}" for key, value in marks),
         }
 
@@ -248,7 +254,9 @@ class Local(Provider):
             secret.chmod(0o700)
         key = login_shell.key(provider / "key")
         ssh_config = "# Made by setup-env.py: ssh -F with this file reaches every instance.\n"
-        supervisor = _SUPERVISOR.substitute(state=state, provider=provider)
+        supervisor = _SUPERVISOR.substitute(
+            state=state, provider=provider, limits=logs.limits("logfile")
+        )
         known_hosts = ""
         for one in self.lab.instances:
             directory = state / one.name
@@ -263,7 +271,7 @@ class Local(Provider):
             files.write(directory / "ssh/authorized_keys", f"{key}\n")
             if files.write(directory / "ssh/sshd_config", _SSHD_CONFIG.substitute(values)):
                 changed.append(one.name)
-            files.write(directory / "bashrc", login_shell.bashrc(one.name))
+            files.write(directory / "bashrc", login_shell.bashrc(login_shell.prompt(one.name)))
             files.write(directory / "login", login_shell.login(one.name, directory), 0o755)
         files.write(provider / "known_hosts", known_hosts)
         files.write(provider / "supervisord.conf", supervisor)
@@ -343,7 +351,19 @@ def _program(name: str) -> str:
     return path
 
 
-def _uv() -> str:
+def _cache() -> str:
+    """The user's own cache of uv, which outlives the lab, and not one in an instance's home.
+
+    https://docs.astral.sh/uv/concepts/cache/#cache-directory
+    """
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uv")
+
+
+def uv() -> str:
+    """The path of uv.
+
+    :raises LabError: when it is missing.
+    """
     beside = Path(sys.prefix) / "bin/uv"
     found = str(beside) if beside.exists() else shutil.which("uv")
     if found is None:

@@ -27,9 +27,12 @@ exec bash --noprofile --rcfile "$directory/bashrc" -i
 """)
 
 _BASHRC = Template("""\
-# An interactive shell in $name.
+# An interactive shell of the lab.
 unset PROMPT_COMMAND
-PS1='stack@$name:\\w$$ '
+# Invisible marks say where the output of a command begins, and where it ends with which status:
+# https://gitlab.freedesktop.org/Per_Bothner/specifications/-/blob/master/proposals/semantic-prompts.md
+PS0='\\e]133;C\\a'
+PS1='\\[\\e]133;D;$$?\\a\\]$begin:\\w$$ '
 """)
 
 
@@ -38,9 +41,14 @@ def login(name: str, directory: Path) -> str:
     return _LOGIN.substitute(name=name, directory=directory)
 
 
-def bashrc(name: str) -> str:
-    """``bashrc`` in the directory of the instance *name*, for interactive shells."""
-    return _BASHRC.substitute(name=name)
+def prompt(name: str) -> str:
+    """What the prompt in the instance *name* begins with."""
+    return f"stack@{name}"
+
+
+def bashrc(begin: str) -> str:
+    """The start file of an interactive shell whose prompt begins with *begin*."""
+    return _BASHRC.substitute(begin=begin)
 
 
 def key(path: Path) -> str:

@@ -251,7 +251,9 @@ def _make_user(administrator: Administrator, name: str, key: str, *, may_become_
         administrator.run(["install", "-d", "-m", "0700", "-o", USER, HOME / directory])
     login = HOME / "instance" / "login"
     administrator.write(login, login_shell.login(name, login.parent), "0755", USER)
-    administrator.write(login.with_name("bashrc"), login_shell.bashrc(name), "0644", USER)
+    administrator.write(
+        login.with_name("bashrc"), login_shell.bashrc(login_shell.prompt(name)), "0644", USER
+    )
     keys = f'restrict,pty,port-forwarding,command="{login}" {key}\n'
     administrator.write(HOME / ".ssh" / "authorized_keys", keys, "0600", USER)
     if may_become_root:

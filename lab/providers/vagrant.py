@@ -61,22 +61,37 @@ class Vagrant(Machines):
 
     def destroy(self) -> None:
         """``vagrant destroy``, then remove Vagrant's files about the former machines."""
-        kept = self.lab.root / ".vagrant"
-        if any(kept.glob("machines/*/*/id")):
+        if self._made():
             self._call(lambda vagrant: vagrant.destroy())
-        if not any(kept.glob("machines/*/*/id")):
-            shutil.rmtree(kept, ignore_errors=True)
+        if not self._made():
+            shutil.rmtree(self.lab.root / ".vagrant", ignore_errors=True)
 
     def doctor(self) -> list[Finding]:
-        """Whether Vagrant has a working hypervisor."""
+        """Whether Vagrant has a working hypervisor, which takes the machines' addresses."""
         found = hypervisors.find(self._chosen)
         mend = "install VirtualBox or libvirt, or name another provider in lab.yaml's vagrant"
-        return [Finding("a hypervisor for Vagrant", found.usable, f"{found.why}: {mend}")]
+        findings = [Finding("a hypervisor for Vagrant", found.usable, f"{found.why}: {mend}")]
+        if (self._chosen or "virtualbox") == "virtualbox" and hypervisors.works("virtualbox"):
+            refused = hypervisors.outside_host_only(one.address for one in self.lab.instances)
+            findings.append(
+                Finding(
+                    "addresses that VirtualBox allows",
+                    not refused,
+                    f"{', '.join(map(str, refused))}: take addresses of {hypervisors.HOST_ONLY} in "
+                    "lab.yaml, or allow others in /etc/vbox/networks.conf",
+                )
+            )
+        return findings
 
     def _start(self, names: Sequence[str], steps: Steps) -> Mapping[str, str]:
         """``vagrant up``; Vagrant starts machines in parallel if its provider can."""
         if self.lab.vagrant is None:
             raise LabError("lab.yaml: the provider vagrant needs the section vagrant")
+        for name in sorted(self._made() - set(self.lab.names)):
+            steps.say(
+                f"warning: lab.yaml has no instance {name} any more, but its machine is there: "
+                f"`vagrant destroy {name}` removes it, and so does ./setup-env.py destroy"
+            )
         wanted: Sequence[str | None] = names
         if set(names) == set(self.lab.names):
             wanted = [None]
@@ -89,6 +104,11 @@ class Vagrant(Machines):
 
             self._call(up)
         return dict(zip(names, for_each(names, self._ssh_config), strict=True))
+
+    def _made(self) -> set[str]:
+        """The names of the machines that Vagrant has made, also of former instances."""
+        ids = (self.lab.root / ".vagrant" / "machines").glob("*/*/id")
+        return {path.parent.parent.name for path in ids}
 
     def _way_in(self, name: str) -> str:
         return f"vagrant ssh {name}"

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from lab.config import PROXY_PORT, Instance, Lab
+from lab.errors import LabError
+from lab.faults import Fault
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.ssh import Remote
@@ -50,6 +52,8 @@ class Stack(ABC):
     accounts: tuple[str, ...] = ("admin", "demo")
     #: The account that the panes of other instances use: an ordinary user of the project ``demo``.
     member: str = "demo"
+    #: Whether its proxies can note what a trace needs.
+    has_traces: bool = False
 
     @classmethod
     def hypervisor(cls, lab: Lab, *, is_here: bool) -> tuple[str, str]:
@@ -98,16 +102,65 @@ class Stack(ABC):
         command keeps printing new lines.
         """
 
+    def trace(self, hosts: Sequence[Host], *, on: bool) -> None:
+        """Have the proxies of *hosts* note in their logs what a trace needs, or end that.
+
+        :raises LabError: when the stack has no traces.
+        """
+        raise LabError(f"the stack {self.name} has no traces")
+
+    def prefix(self, host: Host) -> list[str]:
+        """What a command on *host* begins with, to run as the user who has the instance's files."""
+        return []
+
+    def links(self, host: Host) -> list[dict[str, Any]]:
+        """The links from *host* to its peers, as ``lab.wheels.links.Link`` has them.
+
+        :raises LabError: when the stack cannot break links.
+        """
+        raise LabError(f"the stack {self.name} breaks no links and no services: use --stack wheels")
+
+    def break_link(self, host: Host, peer: str, fault: Fault) -> None:
+        """Give the link from *host* to *peer* this *fault*.
+
+        :raises LabError: when the stack cannot break links, or the proxy does not run.
+        """
+        self.links(host)
+
+    def heal(self, host: Host, peers: Sequence[str]) -> None:
+        """Take the faults of the links from *host* to *peers* away.
+
+        :raises LabError: when the stack cannot break links.
+        """
+        self.links(host)
+
+    def kill(self, host: Host, services: Sequence[str], *, hang: bool) -> None:
+        """Kill *services* on *host*, or with *hang* freeze them, until the next ``up``.
+
+        :raises LabError: when the stack cannot do that, or a service does not end.
+        """
+        self.links(host)
+
     def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
         """The regions in the catalog of the instance *name*, besides its own, and their scopes."""
         return {}
 
-    def clouds(self, home: str | None = None) -> dict[str, Any]:
+    def auth_url(self, instance: Instance) -> str:
+        """The identity endpoint of *instance*, through its own proxy."""
+        return f"http://{instance.address}:{PROXY_PORT}/identity/v3"
+
+    def cacert(self, host: Host | None = None) -> str | None:
+        """The file with the authority of HTTPS for clients on *host*, or on this machine."""
+        return None
+
+    def clouds(self, home: str | None = None, cacert: str | None = None) -> dict[str, Any]:
         """The content of ``clouds.yaml``: each instance's administrator, through its own proxy.
 
-        For a shell in the instance *home*, the other instances have their ordinary users. Each
-        named scope is a cloud, too, as seen from *home* (default: the first instance).
+        For a shell in the instance *home*, the other instances have their ordinary users, and
+        *cacert* is the file with the authority there. Each named scope is a cloud, too, as seen
+        from *home* (default: the first instance).
         """
+        cacert = cacert or self.cacert()
 
         def cloud(instance: Instance) -> dict[str, Any]:
             regions = self.regions(instance.name)
@@ -118,7 +171,7 @@ class Stack(ABC):
                 # Not "password": its discovery hides the proxy's error about a bad scope.
                 "auth_type": "v3password",
                 "auth": {
-                    "auth_url": f"http://{instance.address}:{PROXY_PORT}/identity/v3",
+                    "auth_url": self.auth_url(instance),
                     "username": user,
                     "password": passwords(self.lab, instance.name, self.accounts)[user],
                     "project_name": project,
@@ -129,6 +182,7 @@ class Stack(ABC):
                 # openstacksdk takes no other region than these.
                 **({"regions": [instance.name, *regions]} if regions else {}),
                 "identity_api_version": 3,
+                **({"cacert": cacert} if cacert else {}),
             }
 
         def scoped(scope: Mapping[str, str]) -> dict[str, Any]:
@@ -150,5 +204,6 @@ class Stack(ABC):
     def homes(self, hosts: Iterable[Host]) -> dict[str, str]:
         """The ``clouds.yaml`` for the home of each of *hosts*, by host name."""
         return {
-            host.name: yaml.safe_dump(self.clouds(host.name), sort_keys=False) for host in hosts
+            host.name: yaml.safe_dump(self.clouds(host.name, self.cacert(host)), sort_keys=False)
+            for host in hosts
         }

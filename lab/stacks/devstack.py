@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 
-from lab.config import PROXY_PORT, Lab
+from lab.certificates import certificates
+from lab.config import PROXY_PORT, TLS_PORT, Lab
 from lab.errors import LabError
 from lab.parallel import for_each
 from lab.passwords import passwords
@@ -50,6 +51,11 @@ _LAST_LINES = 30
 _DEVSTACK = Path("/opt/stack/devstack")
 _PLUGIN = Path("/opt/stack/openstackoid")
 _LOG = Path("/opt/stack/logs/stack.sh.log")
+#: The files for TLS, by the keys of the proxy's description.
+_PEM = {
+    "certificate": _DEVSTACK / "openstackoid-certificate.pem",
+    "ca": _DEVSTACK / "openstackoid-ca.pem",
+}
 _VENV = Path("/opt/stack/data/venv")
 _PROXY = Path("/etc/openstackoid/proxy.json")
 _UNITS = "devstack@*.service"
@@ -59,7 +65,14 @@ _NOVA_WORKERS = {
     "nova-scheduler": ["devstack@n-sch*.service"],
 }
 # Variables of local.conf whose changes need no stack.sh: the proxy gets them otherwise, or nobody.
-_PROXY_LATER = ("OPENSTACKOID_PEERS=", "OPENSTACKOID_ISSUERS=", "no_proxy=")
+_PROXY_LATER = (
+    "OPENSTACKOID_PEERS=",
+    "OPENSTACKOID_ISSUERS=",
+    "OPENSTACKOID_POLICIES=",
+    "OPENSTACKOID_SEALED=",
+    "OPENSTACKOID_TLS_",
+    "no_proxy=",
+)
 
 
 class DevStack(Stack):
@@ -67,8 +80,8 @@ class DevStack(Stack):
 
     name = "devstack"
     # DevStack installs lsb-release without fetching apt's lists, which a fresh machine lacks
-    # (functions-common:_ensure_lsb_release).
-    needs = Needs(packages=("git", "lsb-release"), root=True)
+    # (functions-common:_ensure_lsb_release). With lua-luaossl, `sealed` needs no further stack.sh.
+    needs = Needs(packages=("git", "lsb-release", "lua-luaossl"), root=True)
     accounts = ACCOUNTS
     member = MEMBER
 
@@ -182,6 +195,7 @@ class _Machine:
         if self.services():
             with steps.step(name, "unstack.sh") as step:
                 self._run_script("unstack.sh", step.log)
+        self._certify()
         self._remote.put(self._local_conf(), _DEVSTACK / "local.conf", 0o600)
         self._remote.run(["rm", "-f", str(_DEVSTACK / "local.sh")])
         if self._lab.devstack.settings.get("VIRT_DRIVER") == "fake":
@@ -221,23 +235,16 @@ class _Machine:
     def meet_peers(self) -> None:
         """Update the proxy to the peers in lab.yaml and to our source, dropping no connection."""
         known = json.loads(self._remote.run(["cat", str(_PROXY)]).stdout)
-        trusted = self._lab.issuers(self._host.name)
-        wanted = {
-            **known,
-            "peers": [
-                {"name": peer.name, "address": f"{peer.address}:{PROXY_PORT}"}
-                for peer in self._lab.peers(self._host.name)
-            ],
-            "issuers": [name for name in trusted if name != self._host.name],
-        }
+        wanted = {**known, **self._proxy()}
         loaded = self._host.directory / "proxy-loaded"
         if wanted != known:
             self._remote.run(["rm", "-f", str(loaded)])
             self._remote.put(json.dumps(wanted, indent=2) + "\n", _PROXY)
         # Debian installs haproxy in /usr/sbin, which is only in root's PATH.
+        certified = self._certify()
         check = [str(_VENV / "bin" / "openstackoid-proxy"), "check", str(_PROXY)]
         self._remote.run(check, env={"PATH": "/usr/sbin:/usr/bin"})
-        files = self._proxy_files()
+        files = "\n".join([self._proxy_files(), *certified])
         if self._remote.run(["cat", str(loaded)], check=False).stdout != files:
             self._remote.run(["sudo", "systemctl", "reload", "devstack@openstackoid-proxy"])
             self._remote.put(files, loaded)
@@ -347,14 +354,36 @@ class _Machine:
         find = ["find", str(_PROXY.parent), "(", *names, ")", "-exec", "sha256sum", "{}", "+"]
         return "\n".join(sorted(self._remote.run(find).stdout.splitlines()))
 
-    def _local_conf(self) -> str:
+    def _certify(self) -> list[str]:
+        """Put the files for TLS between proxies beside local.conf; return their digests."""
+        made = certificates(self._lab, self._host.name) if self._lab.tls else {}
+        for name, text in made.items():
+            self._remote.put(text, _PEM[name], 0o600)
+        return [hashlib.sha256(text.encode()).hexdigest() for text in made.values()]
+
+    def _proxy(self) -> dict[str, Any]:
+        """The parts of the proxy's description that change without stack.sh."""
         lab, name = self._lab, self._host.name
+        protection = {key: True for key in ("sealed", "tls") if getattr(lab, key)}
+        tls = {key: str(path) for key, path in _PEM.items()}
+        return {
+            "peers": [
+                {"name": peer, "address": address, **protection}
+                for peer, address in lab.peer_addresses(name).items()
+            ],
+            "issuers": [issuer for issuer in lab.issuers(name) if issuer != name],
+            "policies": [{"issuer": one, **limits} for one, limits in lab.limits(name).items()],
+            "tls": {**tls, "bind": f"{self._host.address}:{TLS_PORT}"} if lab.tls else None,
+        }
+
+    def _local_conf(self) -> str:
+        lab, name, proxy = self._lab, self._host.name, self._proxy()
         return _TEMPLATES.get_template("local.conf.j2").render(
             lab=lab,
             host=self._host,
             passwords=passwords(lab, name, ACCOUNTS),
-            peers=[f"{peer.name}={peer.address}:{PROXY_PORT}" for peer in lab.peers(name)],
-            issuers=lab.issuers(name),
+            proxy=proxy,
+            policies=json.dumps(proxy["policies"]),
             port=PROXY_PORT,
             log=_LOG,
         )

@@ -10,11 +10,14 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from lab import guest
-from lab.config import PROXY_PORT, Lab
+from lab import guest, logs
+from lab.certificates import authority_file, certificates
+from lab.config import HTTPS_PORT, Instance, Lab
 from lab.errors import LabError
+from lab.faults import Fault
 from lab.parallel import for_each
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
@@ -34,8 +37,11 @@ class Wheels(Stack):
 
     name = "wheels"
     # For the memory, see docs/measurements.org.
-    needs = Needs(packages=("haproxy", "mariadb-server", "rabbitmq-server"), memory=1100)
+    needs = Needs(
+        packages=("haproxy", "lua-luaossl", "mariadb-server", "rabbitmq-server"), memory=1100
+    )
     accounts = ACCOUNTS
+    has_traces = True
 
     def __init__(self, lab: Lab, connect: Connect) -> None:
         super().__init__(lab, connect)
@@ -75,10 +81,11 @@ class Wheels(Stack):
                     env=host.environment,
                 )
             self._host_up(host, steps)
-            remote.run(["mkdir", "-p", str(host.home / ".config" / "openstack")])
-            remote.put(
-                clouds[host.name], host.home / ".config" / "openstack" / "clouds.yaml", 0o600
-            )
+            path = _clouds_file(host)
+            remote.run(["mkdir", "-p", str(path.parent)])
+            remote.put(clouds[host.name], path, 0o600)
+            if self.lab.https:
+                remote.put(authority_file(self.lab).read_text(), path.with_name("ca.pem"))
 
         for_each(hosts, one)
 
@@ -108,10 +115,49 @@ class Wheels(Stack):
     def log_command(
         self, host: Host, services: Sequence[str], *, lines: str, follow: bool
     ) -> list[str]:
-        """One file per program, shown by tail."""
+        """One file per program, shown by tail; of one program, also what was rotated away."""
         log = Layout(_spec(self.lab, host)).log
         paths = [str(log / f"{name}.log") for name in services]
-        return [*self._prefix(host), "tail", "-n", lines, *(["-F"] if follow else []), "--", *paths]
+        if lines == "+1" and len(paths) == 1 and not follow:
+            return [*self.prefix(host), *logs.reader(paths[0])]
+        return [*self.prefix(host), "tail", "-n", lines, *(["-F"] if follow else []), "--", *paths]
+
+    def trace(self, hosts: Sequence[Host], *, on: bool) -> None:
+        """Write the proxies' configurations anew, and reload them."""
+        for_each(hosts, lambda host: self._ask(host, "trace", "on" if on else "off"))
+
+    def links(self, host: Host) -> list[dict[str, Any]]:
+        """What the host's proxy and a request through each link say."""
+        return list(self._ask(host, "net").get("links", ()))
+
+    def break_link(self, host: Host, peer: str, fault: Fault) -> None:
+        """Have the proxy of *host* reach *peer* through a relay."""
+        self._ask(host, "net", peer, fault.to_json())
+
+    def heal(self, host: Host, peers: Sequence[str]) -> None:
+        """Have the proxy of *host* reach *peers* directly."""
+        self._ask(host, "net", "--heal", *peers)
+
+    def kill(self, host: Host, services: Sequence[str], *, hang: bool) -> None:
+        """Kill or freeze programs of supervisor's."""
+        self._ask(host, "kill", *(["--hang"] if hang else []), *services)
+
+    def auth_url(self, instance: Instance) -> str:
+        """The identity endpoint of *instance*, through its own proxy."""
+        (keystone,) = (one for one in SERVICES["fake"] if one.type == "identity")
+        if instance.endpoints == "ports":
+            root = f"{instance.address}:{keystone.port}"
+        elif self.lab.https:
+            root = f"{instance.address}:{HTTPS_PORT}{keystone.prefix}"
+        else:
+            return super().auth_url(instance)
+        return f"http{'s' if self.lab.https else ''}://{root}{keystone.version}"
+
+    def cacert(self, host: Host | None = None) -> str | None:
+        """The lab's authority, if clients need it."""
+        if not self.lab.https:
+            return None
+        return str(_clouds_file(host).with_name("ca.pem") if host else authority_file(self.lab))
 
     def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
         """Each other instance, and each named scope."""
@@ -126,19 +172,20 @@ class Wheels(Stack):
         )
         events.end(result.ok)
 
-    def _prefix(self, host: Host) -> list[str]:
+    def prefix(self, host: Host) -> list[str]:
+        """``sudo``, if the instance runs as root and another user logs in."""
         # Python's caches go to the home of the instance's user, which `destroy` removes.
         return ["sudo", "-n", "--", "env", f"HOME={host.home}"] if self._as_root else []
 
-    def _command(self, host: Host, command: str) -> list[str]:
-        """``python -m lab.wheels COMMAND`` on the *host*, as the user whose instance it is."""
+    def _command(self, host: Host, *command: str) -> list[str]:
+        """``python -m lab.wheels COMMAND…`` on the *host*, as the user whose instance it is."""
         python = str(host.shared / "venv" / "bin" / "python")
-        return [*self._prefix(host), python, "-m", "lab.wheels", command]
+        return [*self.prefix(host), python, "-m", "lab.wheels", *command]
 
-    def _ask(self, host: Host, command: str) -> dict[str, Any]:
-        """What ``python -m lab.wheels COMMAND`` answers on the host; {} where it is not there."""
+    def _ask(self, host: Host, *command: str) -> dict[str, Any]:
+        """What ``python -m lab.wheels COMMAND…`` answers on the host; {} where it is not there."""
         result = self.connect(host).run(
-            self._command(host, command),
+            self._command(host, *command),
             stdin=_spec(self.lab, host).to_json(),
             check=False,
         )
@@ -160,6 +207,11 @@ def unusable(*, is_here: bool) -> str:
     except FileNotFoundError:
         return "unshare is missing: apt-get install util-linux"
     return "this machine allows no network namespaces" if done.returncode else ""
+
+
+def _clouds_file(host: Host) -> Path:
+    """Where clients on the *host* look for their clouds."""
+    return host.home / ".config" / "openstack" / "clouds.yaml"
 
 
 class _Events:
@@ -217,14 +269,20 @@ def _spec(lab: Lab, host: Host) -> Spec:
         directory=str(host.directory),
         shared=str(host.shared),
         home=str(host.home),
-        peers={peer.name: f"{peer.address}:{PROXY_PORT}" for peer in lab.peers(host.name)},
+        peers=lab.peer_addresses(host.name),
         issuers=lab.issuers(host.name),
+        sealed=lab.sealed,
+        tls=lab.tls,
+        https=lab.https,
+        certificates=certificates(lab, host.name) if lab.tls or lab.https else {},
+        policies=lab.limits(host.name),
         passwords=passwords(lab, host.name, ACCOUNTS),
         flavors=tuple(flavor.model_dump() for flavor in lab.flavors),
         networks=tuple(network.model_dump(mode="json") for network in lab.networks),
         image=lab.image.model_dump(mode="json"),
         token_cache=lab.token_cache,
         regions=_regions(lab, host.name),
+        endpoints=lab.instance(host.name).endpoints,
         dashboard=lab.dashboard,
         **_real(lab, host.name),
     )

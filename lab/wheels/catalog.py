@@ -22,17 +22,26 @@ if TYPE_CHECKING:
 _NAMESPACE = uuid.UUID("5bd3b4d8-8fd6-4f0b-93a4-4c1c0f2a9a11")
 
 
-def endpoints(layout: Layout) -> dict[tuple[str, str], str]:
-    """The URL of each service type in each region; the instance's own region comes first."""
+def endpoints(layout: Layout) -> dict[tuple[str, str, str], str]:
+    """The URL of each service type, by region, type and interface; the own region comes first.
+
+    Services of the instance use the interface ``internal`` of its region, if that is another one.
+    """
     scopes: Mapping[str, Mapping[str, str] | None] = {
         layout.spec.name: None,
         **layout.spec.regions,
     }
-    return {
-        (region, service.type): layout.endpoint(service.type, scope)
+    found = {
+        (region, service.type, "public"): layout.public_endpoint(service.type, scope)
         for region, scope in scopes.items()
         for service in layout.services
     }
+    if layout.interface != "public":
+        found |= {
+            (layout.spec.name, service.type, layout.interface): layout.endpoint(service.type)
+            for service in layout.services
+        }
+    return found
 
 
 def digest(layout: Layout) -> str:
@@ -41,13 +50,14 @@ def digest(layout: Layout) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _id(home: str, region: str | None, service_type: str) -> str:
+def _id(home: str, region: str | None, service_type: str, interface: str) -> str:
     """The ID of an endpoint in the catalog of *home*, the same one each time.
 
     Keystone lists endpoints in the order of their IDs, and a client without a region takes the
     first one: that has to be the instance's own.
     """
-    made = uuid.uuid5(_NAMESPACE, f"{region}/{service_type}").hex
+    name = f"{region}/{service_type}"
+    made = uuid.uuid5(_NAMESPACE, name if interface == "public" else f"{name}/{interface}").hex
     return f"{'0' * 8}{made[8:]}" if region == home else made
 
 
@@ -66,26 +76,26 @@ def write(layout: Layout, driver: Catalog) -> None:
             types[identifier] = service.type
     service_ids = {kind: identifier for identifier, kind in types.items()}
     made = {
-        _id(home, region, kind): {
-            "interface": "public",
+        _id(home, region, kind, interface): {
+            "interface": interface,
             "region_id": region,
             "service_id": service_ids[kind],
             "url": url,
             "enabled": True,
         }
-        for (region, kind), url in wanted.items()
+        for (region, kind, interface), url in wanted.items()
     }
     found = {one["id"]: one for one in driver.list_endpoints(Hints())}
     emptied = set()
     for identifier, one in found.items():
         region, kind = one["region_id"], types[one["service_id"]]
-        ours = identifier == _id(home, region, kind)
+        ours = identifier == _id(home, region, kind, one["interface"])
         # Keystone's bootstrap and earlier versions of the lab gave them other IDs.
-        replaced = one["interface"] == "public" and (region, kind) in wanted
+        replaced = (region, kind, one["interface"]) in wanted
         if identifier not in made and (ours or replaced):
             driver.delete_endpoint(identifier)
             emptied.add(region)
-    named = {region for region, _ in wanted}
+    named = {region for region, _, _ in wanted}
     occupied = {one["region_id"] for one in driver.list_endpoints(Hints())}
     for region in emptied - named - occupied:
         driver.delete_region(region)

@@ -35,6 +35,7 @@ def connect(layout: Layout) -> Connection:
             "project_domain_name": "Default",
         },
         region_name=layout.spec.name,
+        interface=layout.interface,
         identity_api_version="3",
     )
 

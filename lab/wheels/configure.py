@@ -9,11 +9,19 @@ from pathlib import Path
 
 import jinja2
 
-from lab import files
-from lab.wheels.layout import CONSOLE_PORT, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab import files, logs
+from lab.wheels.layout import (
+    CONSOLE_PORT,
+    DATABASE_PORT,
+    HTTPS_PORT,
+    MESSAGING_PORT,
+    PROXY_PORT,
+    TLS_PORT,
+    Layout,
+)
 from lab.wheels.programs import programs
 from lab.wheels.services import THREADS
-from openstackoid.proxy.config import Peer, Proxy, Service, write
+from openstackoid.proxy.config import Https, Peer, Policy, Proxy, Service, Tls, write
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("lab.wheels"),
@@ -31,24 +39,33 @@ _DIRECTORIES = ("etc/proxy", "run", "log", "data/rabbitmq")
 
 def proxy(layout: Layout) -> Proxy:
     """What the generator of the scope-aware proxy is told about this instance."""
+    address, own = layout.spec.address, layout.etc / "certificate.pem"
     return Proxy(
         name=layout.spec.name,
-        bind=f"{layout.spec.address}:{PROXY_PORT}",
+        bind=f"{address}:{PROXY_PORT}",
         services=tuple(
             Service(
                 service.type,
                 service.prefix,
-                layout.url(service.type),
+                layout.url(service),
                 keep_alive=True,
                 # Half of the usual threads are left for requests that wait for no other instance.
                 # Keystone's only thread never waits for one.
                 max_foreign=THREADS // 2,
+                bare=layout.has_ports,
+                frontends=layout.frontends(service),
             )
             for service in layout.services
         ),
-        peers=tuple(Peer(name, address) for name, address in layout.spec.peers.items()),
+        peers=tuple(
+            Peer(name, address, layout.spec.sealed, layout.spec.tls)
+            for name, address in layout.spec.peers.items()
+        ),
         issuers=tuple(layout.spec.issuers),
+        policies=tuple(Policy(issuer, **one) for issuer, one in layout.spec.policies.items()),
         directory=layout.etc / "proxy",
+        tls=Tls(own, layout.etc / "ca.pem", f"{address}:{TLS_PORT}") if layout.spec.tls else None,
+        https=Https(own, f"{address}:{HTTPS_PORT}") if layout.spec.https else None,
     )
 
 
@@ -90,7 +107,11 @@ def configure(layout: Layout) -> bool:
     context["digests"] = {program.name: _digest(layout, program.files) for program in every}
     files.write(layout.etc / "supervisord.conf", _render("supervisord.conf", context))
     _home(layout)
-    return bool(write(proxy(layout)))
+    certified = [
+        files.write(layout.etc / f"{name}.pem", text)
+        for name, text in layout.spec.certificates.items()
+    ]
+    return bool(write(proxy(layout))) or any(certified)
 
 
 def _context(layout: Layout) -> dict[str, object]:
@@ -98,6 +119,7 @@ def _context(layout: Layout) -> dict[str, object]:
     return {
         "spec": layout.spec,
         "layout": layout,
+        "limits": logs.limits,
         "passwords": layout.spec.passwords,
         "database_port": DATABASE_PORT,
         "messaging_port": MESSAGING_PORT,

@@ -22,23 +22,36 @@ def install(uv: str, source: Path, shared: Path) -> None:
     :raises subprocess.CalledProcessError: when uv fails; its words are on standard error.
     """
     shared.mkdir(parents=True, exist_ok=True)
-    venv, stamp = shared / "venv", shared / "venv" / "installed"
+    venv = shared / "venv"
     with (shared / "venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = _digest(source)
-        if stamp.exists() and stamp.read_text() == wanted:
+        if is_installed(source, shared):
             return
         shutil.rmtree(venv, ignore_errors=True)
-        constraints = str(source / "constraints.txt")
-        _run(uv, "venv", "--quiet", "--python", sys.executable, str(venv))
-        _run(
+        for command in commands(uv, source, venv):
+            _run(*command)
+        compile_all = "from lab.wheels import forkserver; forkserver.compile_all()"
+        _run(str(venv / "bin" / "python"), "-W", "ignore", "-c", compile_all)
+        (venv / "installed").write_text(_digest(source))
+
+
+def is_installed(source: Path, shared: Path) -> bool:
+    """Whether the virtual environment in *shared* is up to date."""
+    stamp = shared / "venv" / "installed"
+    return stamp.exists() and stamp.read_text() == _digest(source)
+
+
+def commands(uv: str, source: Path, venv: Path) -> tuple[tuple[str, ...], ...]:
+    """The commands that make the virtual environment *venv*."""
+    constraints = str(source / "constraints.txt")
+    return (
+        (uv, "venv", "--quiet", "--python", sys.executable, str(venv)),
+        (
             *(uv, "pip", "install", "--quiet", "--python", str(venv / "bin" / "python")),
             *("--constraints", constraints, "--build-constraints", constraints),
             *("--editable", str(source), "--editable", f"{source / 'lab'}[wheels]"),
-        )
-        compile_all = "from lab.wheels import forkserver; forkserver.compile_all()"
-        _run(str(venv / "bin" / "python"), "-W", "ignore", "-c", compile_all)
-        stamp.write_text(wanted)
+        ),
+    )
 
 
 def _digest(source: Path) -> str:

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import amqp
@@ -22,9 +23,10 @@ from lab.supervision import Supervisor
 from lab.wheels import catalog, configure, database, guests, launch, netns
 from lab.wheels.forkserver import retire
 from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.links import Links
 from lab.wheels.programs import Program, fork_servers, programs
 from lab.wheels.services import BACKING, Command, Service
-from openstackoid.proxy.config import ProxyError, peer_states, reload
+from openstackoid.proxy.config import ProxyError, peer_states, reload, write
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.
 PATIENCE = 180
@@ -53,6 +55,7 @@ class Instance:
             layout.etc / "supervisord.conf",
             layout.log / "supervisord.out",
         )
+        self.links = Links(layout)
         self._step = step
         self._note = note
         self._servers = str(fork_servers(layout))
@@ -67,6 +70,7 @@ class Instance:
         :raises InstanceError: naming the program that does not come up, or who has its port.
         """
         with self._alone():
+            self.supervisor.thaw()
             self._up()
 
     def _up(self) -> None:
@@ -89,6 +93,7 @@ class Instance:
     def halt(self) -> None:
         """Stop everything in order; what is stopped already is no error."""
         with self._alone():
+            self.supervisor.thaw()
             self.supervisor.stop_all(self._services())
             # Guests end once nova-compute has, which would take that for a fault.
             ending = (
@@ -107,6 +112,17 @@ class Instance:
             return peer_states(configure.proxy(self.layout).socket)
         except ProxyError:
             return {}
+
+    def trace(self, *, on: bool) -> None:
+        """Have the proxy note what a trace needs, until the next `up` at the latest.
+
+        :raises ProxyError: when the proxy does not run.
+        """
+        with self._alone():
+            proxy = replace(configure.proxy(self.layout), traces=on)
+            with self.links.kept():
+                if write(proxy):
+                    reload(self.supervisor.pid("haproxy"), proxy.socket)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -146,6 +162,7 @@ class Instance:
             reload(self.supervisor.pid("haproxy"), configure.proxy(self.layout).socket)
         self._wait("mariadb", self._connects(DATABASE_PORT))
         self._wait("haproxy", self._connects(PROXY_PORT))
+        self.links.heal()
 
     def _prepare_guests(self, *, complete: bool) -> None:
         """Make what guests and their network need."""
@@ -395,7 +412,7 @@ class Instance:
         return connects
 
     def _answers(self, service: Service) -> Callable[[], bool]:
-        url = f"{self.layout.url(service.type)}{service.prefix}/"
+        url = f"{self.layout.root(service)}/"
 
         def answers() -> bool:
             try:

@@ -18,6 +18,12 @@ from lab.wheels.spec import Spec
 from openstackoid.scope import Scope, scoped_auth_url
 
 PROXY_PORT = 8888
+#: Where the proxy takes its peers, if they speak TLS.
+TLS_PORT = 8889
+#: Where it takes clients by HTTPS.
+HTTPS_PORT = 8443
+#: How far a service moves to leave its port to the proxy.
+BEHIND = 10000
 #: Where nova-serialproxy answers WebSockets.
 CONSOLE_PORT = 6083
 DATABASE_PORT = 3306
@@ -86,23 +92,50 @@ class Layout:
         return Path(sys.prefix)
 
     @property
-    def frontend(self) -> str:
-        """The URL of the instance's own proxy: all that clients and services talk to."""
-        return f"http://{self.spec.address}:{PROXY_PORT}"
-
-    @property
     def auth_url(self) -> str:
         """The identity service, through the proxy."""
-        return f"{self.frontend}/identity/v3"
+        return self.endpoint("identity")
 
-    def url(self, service_type: str) -> str:
-        """The URL of *service_type* behind the proxy: what only the proxy calls."""
-        return f"http://{self.spec.address}:{self.service(service_type).port}"
+    @property
+    def has_ports(self) -> bool:
+        """Whether each service has a port of its own at the proxy, and knows no prefix."""
+        return self.spec.endpoints == "ports"
 
-    def endpoint(self, service_type: str, scope: Mapping[str, str] | None = None) -> str:
-        """The URL of *service_type* through the proxy, in *scope* if there is one."""
+    def port(self, service: Service) -> int:
+        """Where *service* listens at the instance's address, and only the proxy calls it."""
+        return service.port + (BEHIND if self.has_ports else 0)
+
+    def url(self, service: Service) -> str:
+        """The URL of *service* behind the proxy, without a path."""
+        return f"http://{self.spec.address}:{self.port(service)}"
+
+    def root(self, service: Service) -> str:
+        """The URL of *service* behind the proxy, with the prefix that it expects."""
+        return f"{self.url(service)}{'' if self.has_ports else service.prefix}"
+
+    def frontends(self, service: Service) -> tuple[str, ...]:
+        """Where the proxy takes the clients of *service* alone."""
+        scheme = "https://" if self.spec.https else ""
+        return (f"{scheme}{self.spec.address}:{service.port}",) if self.has_ports else ()
+
+    @property
+    def interface(self) -> str:
+        """Which endpoints of the catalog the instance's own services use."""
+        return "internal" if self.spec.https else "public"
+
+    def endpoint(self, service_type: str) -> str:
+        """The URL of *service_type* through the proxy, for the instance's own services."""
         service = self.service(service_type)
-        url = f"{self.frontend}{service.prefix}{service.version}"
+        if self.has_ports and not self.spec.https:
+            return f"http://{self.spec.address}:{service.port}{service.version}"
+        return f"http://{self.spec.address}:{PROXY_PORT}{service.prefix}{service.version}"
+
+    def public_endpoint(self, service_type: str, scope: Mapping[str, str] | None = None) -> str:
+        """The URL of *service_type* through the proxy for clients, in *scope* if there is one."""
+        service, url = self.service(service_type), self.endpoint(service_type)
+        if self.spec.https:
+            place = f":{service.port}" if self.has_ports else f":{HTTPS_PORT}{service.prefix}"
+            url = f"https://{self.spec.address}{place}{service.version}"
         return url if scope is None else scoped_auth_url(url, Scope(scope))
 
     @property

@@ -9,10 +9,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lab import logs
 from lab.wheels import launch
-from lab.wheels.layout import CONSOLE_PORT, DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.layout import (
+    CONSOLE_PORT,
+    DATABASE_PORT,
+    HTTPS_PORT,
+    MESSAGING_PORT,
+    PROXY_PORT,
+    TLS_PORT,
+    Layout,
+)
 from lab.wheels.netns import SBIN
 from lab.wheels.services import Service
+from openstackoid.proxy.config import ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -92,18 +102,27 @@ def _haproxy(layout: Layout) -> Program:
     configuration = str(layout.etc / "proxy" / "haproxy.cfg")
     command: tuple[str, ...] = (executable("haproxy"), "-W", "-db", "-f", configuration)
     ports = [PROXY_PORT]
+    if layout.spec.tls:
+        ports.append(TLS_PORT)
+    if layout.spec.https:
+        ports.append(HTTPS_PORT)
+    if layout.has_ports:
+        ports += [service.port for service in layout.services]
     if layout.spec.has_guests:
         command += ("-f", str(layout.etc / "namespace.cfg"))
         ports.append(CONSOLE_PORT)
     listens = tuple((layout.spec.address, port) for port in ports)
-    return Program("haproxy", command, listens=listens)
+    return Program("haproxy", command, ENVIRONMENT, listens=listens)
 
 
-def _open_virtual_networks(layout: Layout) -> Iterator[Program]:
-    """Open vSwitch and OVN, for guests that are real."""
+def _for_guests(layout: Layout) -> Iterator[Program]:
+    """What guests need that are real: Open vSwitch and OVN, and an end to their logs."""
     if layout.spec.has_guests:
         for name, command in layout.ovn.programs.items():
             yield Program(name, command, layout.ovn.environment)
+        consoles = layout.data / "nova" / "instances" / "*" / "console.log"
+        own = layout.data / "libvirt" / "log" / "qemu" / "*.log"
+        yield Program("guest-logs", tuple(logs.trimmer(str(consoles), str(own))))
 
 
 def _launched(layout: Layout, service: Service, name: str, entry: str, *argv: str) -> Program:
@@ -120,10 +139,9 @@ def _launched(layout: Layout, service: Service, name: str, entry: str, *argv: st
 
 def _service(layout: Layout, service: Service) -> Iterator[Program]:
     """The programs of *service*: its API, then its workers."""
-    address = layout.spec.address
-    argv = (service.name, address, *map(layout.fill, service.arguments))
+    argv = (service.name, layout.root(service), *map(layout.fill, service.arguments))
     api = _launched(layout, service, service.program, "lab.wheels.wsgi:serve", *argv)
-    yield replace(api, listens=((address, service.port),))
+    yield replace(api, listens=((layout.spec.address, layout.port(service)),))
     for worker in service.workers:
         configuration = worker.configuration or service.configuration[0]
         argv = ("--config-file", str(layout.etc / configuration))
@@ -140,7 +158,7 @@ def programs(layout: Layout) -> tuple[Program, ...]:
         _epmd(layout),
         _rabbitmq(layout),
         _haproxy(layout),
-        *_open_virtual_networks(layout),
+        *_for_guests(layout),
         *(program for service in layout.services for program in _service(layout, service)),
     )
 

@@ -387,7 +387,7 @@ BACKING: Mapping[Hypervisor, tuple[str, ...]] = {
     "fake": ("mariadb", "epmd", "rabbitmq", "haproxy"),
     "libvirt": (
         *("mariadb", "epmd", "rabbitmq", "haproxy"),
-        *("ovsdb-server", "ovs-vswitchd", "ovn-northd", "ovn-controller"),
+        *("ovsdb-server", "ovs-vswitchd", "ovn-northd", "ovn-controller", "guest-logs"),
     ),
 }
 

@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lab.wheels.services import SERVICES, Hypervisor
+
+#: Whether the endpoints are paths of one port, or ports of their own.
+Endpoints = Literal["paths", "ports"]
 
 #: The accounts that an instance has a generated password for; ``erlang`` is RabbitMQ's cookie.
 ACCOUNTS = (
@@ -24,10 +27,14 @@ class Spec:
     ``directory``, ``shared`` and ``home`` are absolute paths on the host: the instance's own
     directory, the one that all instances of the host share, and where its user logs in.
     ``peers`` maps the other instances to the ``address:port`` of their proxies; ``issuers`` names
-    the instances whose tokens are accepted; ``passwords`` has one for each of :data:`ACCOUNTS`.
+    the instances whose tokens are accepted, and ``policies`` what some of these tokens may do;
+    ``passwords`` has one for each of :data:`ACCOUNTS`.
     ``flavors`` have ``name``, ``vcpus``, ``ram`` (MiB) and ``disk`` (GiB); ``networks`` have
     ``name`` and ``cidr``; ``token_cache`` is how many seconds a service believes a validated token;
     ``regions`` maps the regions of the catalog, besides the instance's own, to their scopes;
+    ``endpoints`` is the style of all of them; with ``sealed``, peers get sealed tokens;
+    with ``tls``, proxies speak TLS with each other, and with ``https``, with clients;
+    ``certificates`` then has ``certificate`` and ``ca``, PEM texts;
     ``image`` has ``name`` and ``url`` (or None for one that the host makes). With the hypervisor
     ``libvirt``, ``public`` describes the external network: ``gateway`` is the host's address in it
     (``172.24.1.1/24``), ``reach_peers`` and ``reach_outside`` say where guests may go, and
@@ -48,6 +55,12 @@ class Spec:
     image: Mapping[str, Any]
     token_cache: int
     regions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    endpoints: Endpoints = "paths"
+    sealed: bool = False
+    tls: bool = False
+    https: bool = False
+    certificates: Mapping[str, str] = field(default_factory=dict)
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hypervisor: Hypervisor = "fake"
     public: Mapping[str, Any] = field(default_factory=dict)
     dashboard: str = "127.0.0.1"

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import waitress
 
@@ -16,12 +17,12 @@ from lab.wheels.services import SERVICES
 
 
 def serve() -> None:
-    """Entry of a program: ``NAME SERVICE ADDRESS [ARGUMENT…]`` in ``sys.argv``.
+    """Entry of a program: ``NAME SERVICE URL [ARGUMENT…]`` in ``sys.argv``.
 
     The proxy in front is trusted with the ``X-Forwarded-*`` headers: oslo.middleware and
     keystone build their links from them.
     """
-    name, wanted, address, *arguments = sys.argv
+    name, wanted, url, *arguments = sys.argv
     sys.argv[:] = [name, *arguments]
     service = next(service for service in SERVICES["fake"] if service.name == wanted)
     if "TMPDIR" in os.environ:
@@ -37,9 +38,8 @@ def serve() -> None:
         getattr(importlib.import_module(module), function)()
     waitress.serve(
         application,
-        host=address,
-        port=service.port,
-        url_prefix=service.prefix,
+        listen=urlsplit(url).netloc,
+        url_prefix=urlsplit(url).path,
         threads=service.threads,
         ident=None,
         clear_untrusted_proxy_headers=False,

@@ -33,10 +33,13 @@ SAME_TESTS = ("tests/integration/test_transcript.py", "tests/integration/test_se
 DEVSTACK = "/opt/stack/devstack"
 LOG = "/opt/stack/logs/stack.sh.log"
 SCOPE = {"image": "InstanceTwo"}
+#: What tokens of InstanceTwo may do in InstanceOne: no updates, and nothing of administrators.
+POLICY = {"methods": ["DELETE", "GET", "HEAD", "POST", "PUT"]}
 FORGET_PEERS = """
 import json, pathlib
 path = pathlib.Path("/etc/openstackoid/proxy.json")
-path.write_text(json.dumps({**json.loads(path.read_text()), "peers": [], "issuers": []}))
+nobody = {"peers": [], "issuers": [], "policies": []}
+path.write_text(json.dumps({**json.loads(path.read_text()), **nobody}))
 """
 
 
@@ -46,6 +49,9 @@ def lab(git_base: str, clone: Callable[[], Clone]) -> Clone:
     one = clone()
     one.describe(
         stack="devstack",
+        sealed=True,
+        tls=True,
+        trust={"InstanceOne": {"InstanceTwo": POLICY}},
         vagrant={"box": IMAGE, "cpus": 2, "memory": 9000, "provider": "docker"},
         devstack={
             "repository": f"{git_base}/openstack/devstack.git",
@@ -75,6 +81,13 @@ def ssh(lab: Clone, name: str, command: str) -> str:
 def found(lab: Clone, name: str, command: str) -> str:
     """The output of *command* in the instance *name*, even if it fails."""
     return lab.run("./setup-env.py", "ssh", name, "--", *command.split(), check=False).stdout
+
+
+def refusal(lab: Clone, name: str, command: str) -> str:
+    """The errors of *command* in the instance *name*, which has to fail."""
+    done = lab.run("./setup-env.py", "ssh", name, "--", *shlex.split(command), check=False)
+    assert done.returncode != 0
+    return done.stderr
 
 
 def image_id(lab: Clone, name: str) -> str:
@@ -155,6 +168,28 @@ def test_a_region_carries_its_scope(lab: Clone, region: str) -> None:
     image = image_id(lab, region if region in NAMES else "InstanceTwo")
     listing = f"openstack --os-region-name {region} image list -f value -c ID"
     assert ssh(lab, "InstanceOne", listing).split() == [image]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_proxy_seals_and_speaks_tls(lab: Clone, name: str) -> None:
+    (other,) = {*NAMES} - {name}
+    described = json.loads(ssh(lab, name, "cat /etc/openstackoid/proxy.json"))
+    address = f"{ADDRESS[other]}:8889"
+    assert described["peers"] == [{"name": other, "address": address, "sealed": True, "tls": True}]
+    tls = described["tls"]
+    secrets = ["/etc/openstackoid/sealing.keys", tls["certificate"], tls["ca"]]
+    assert ssh(lab, name, f"stat --format %a {' '.join(secrets)}").split() == ["600"] * 3
+    ssh(lab, other, f"openstack image list --scope image={name}")
+    log = lab.setup_env("logs", name, "openstackoid-proxy")
+    assert re.search(rf"{name}:peers~ \S+ \S+ 200 .*/v2/images", log)
+
+
+def test_a_policy_holds_for_the_tokens_of_the_other_instance(lab: Clone) -> None:
+    said = "the policy of InstanceOne for tokens of InstanceTwo allows methods: DELETE, GET"
+    scope = "--scope compute=InstanceOne,image=InstanceOne,network=InstanceOne"
+    update = f"openstack image set --property test=1 cirros {scope}"
+    assert said in refusal(lab, "InstanceTwo", update)
+    assert "403" in refusal(lab, "InstanceTwo", f"openstack compute service list {scope}")
 
 
 @pytest.mark.parametrize("service", ["identity", "image", "compute", "networking", "placement"])

@@ -7,28 +7,21 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
 import pytest
 
 from lab import processes
-from tests.conftest import RunningLab, clone, lab_of
+from tests.conftest import RunningLab
 
 #: In the order of ``*``: the home instance, then the others by name.
 NAMES = ["InstanceOne", "InstanceThree", "InstanceTwo"]
 CREATE = "server create test-everywhere --image cirros --flavor m1.nano --network private --wait"
 
 Run = Callable[[str], "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
-    """A lab of three instances, of a clone of this repository."""
-    repository = clone(tmp_path_factory.mktemp("three"), "127.68.%d.1", "172.28.%d.0/24")
-    with lab_of(repository, "-n", "3", "--hypervisor", "fake") as lab:
-        yield lab
 
 
 @pytest.fixture
@@ -39,7 +32,9 @@ def run(three: RunningLab) -> Run:
 
 def _signal(programs: Sequence[psutil.Process], number: signal.Signals) -> None:
     for program in programs:
-        program.send_signal(number)
+        # Some end with another one.
+        with suppress(psutil.NoSuchProcess):
+            program.send_signal(number)
 
 
 def _rows(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
@@ -109,4 +104,34 @@ def test_an_instance_that_hangs_hides_no_other_and_is_back_when_it_goes_on(
         _signal(programs, signal.SIGCONT)
     deadline = time.monotonic() + 30
     while run("server list -f json --scope 'compute=*'").returncode != 0:
+        assert time.monotonic() < deadline
+
+
+def test_broken_links_hide_no_instance_but_that_behind_them(run: Run, three: RunningLab) -> None:
+    """These proxies speak TLS: it passes a slow link, and a liar's answer is none."""
+    one, other, two = NAMES
+    three.setup_env("net", one, two, "--delay", "100ms", "--both")
+    three.setup_env("net", one, other, "--lie")
+    try:
+        listed = run("image list -f json --scope 'image=*'")
+        assert listed.returncode == 1
+        assert [(row["Instance"], row["Name"]) for row in _rows(listed)] == [
+            (one, "cirros"),
+            (other, None),
+            (two, "cirros"),
+        ]
+        assert f"instance {other} cannot be reached from {one}" in _rows(listed)[1]["Error"]
+        rows = json.loads(three.setup_env("net", "--json").stdout)
+        links = {(row["from"], row["peer"]): row for row in rows}
+        assert {ends: row["fault"] for ends, row in links.items() if row["fault"]} == {
+            (one, two): "delay 100ms",
+            (two, one): "delay 100ms",
+            (one, other): "lie",
+        }
+        assert (links[one, other]["state"], links[one, other]["error"]) == ("DOWN", "no TLS")
+        assert links[one, two]["seconds"] > 0.1 > links[two, other]["seconds"]
+    finally:
+        three.setup_env("net", "--heal")
+    deadline = time.monotonic() + 5
+    while run("image list -f json --scope 'image=*'").returncode != 0:
         assert time.monotonic() < deadline

@@ -36,7 +36,7 @@ _SYSTEM = (
     "systemd-sysv",
 )
 #: Packages for the stacks; none of their services starts by itself.
-_STACK = ("haproxy", "mariadb-server", "rabbitmq-server")
+_STACK = ("haproxy", "lua-luaossl", "mariadb-server", "rabbitmq-server")
 _DISABLED = ("epmd.service", "epmd.socket", "haproxy.service")
 # Docker manages hardware and networks; a test's machine is too short-lived for timers.
 _MASKED = (

@@ -107,6 +107,15 @@ def test_a_lab_on_existing_machines_lives_from_nothing_to_nothing(lab: Clone) ->
         lab.setup_env("ssh", name, "--", *ping)
 
     assert "compute" in lab.setup_env("logs", "InstanceOne", "nova-compute")
+    lab.setup_env("logs", "--export", "help.tar.gz")
+    listed = lab.run("tar", "-tf", "help.tar.gz").stdout.splitlines()
+    for name in ADDRESSES:
+        assert f"help/versions/{name}.txt" in listed
+        assert f"help/{name}/log/nova-compute.log" in listed
+        assert f"help/{name}/etc/nova/nova.conf" in listed
+    assert not [name for name in listed if "keys/" in name or "cookie" in name]
+    configured = lab.run("tar", "-xOf", "help.tar.gz", "help/InstanceOne/etc/nova/nova.conf").stdout
+    assert "rabbit://openstack:<removed:InstanceOne/messaging>@" in configured
 
     lab.setup_env("halt")
     for name in ADDRESSES:

@@ -97,6 +97,23 @@ def test_panes_are_in_the_machines(machines: Clone) -> None:
             shown = machines.run(*tmux, "capture-pane", "-p", "-t", pane).stdout
 
 
+def test_links_and_services_of_machines_break_and_heal(machines: Clone) -> None:
+    elsewhere = "ssh InstanceOne -- openstack image list --scope image=InstanceTwo -f value -c Name"
+    machines.setup_env("net", "InstanceOne", "InstanceTwo", "--cut")
+    assert "instance InstanceTwo cannot be reached" in machines.error(*elsewhere.split())
+    [there, _] = json.loads(machines.setup_env("net", "--json"))
+    assert (there["fault"], there["state"]) == ("cut", "DOWN")
+    machines.setup_env("net", "InstanceOne", "InstanceTwo", "--delay", "300ms")
+    began = time.monotonic()
+    assert machines.setup_env(*elsewhere.split()) == "cirros\n"
+    assert time.monotonic() - began > 0.3
+    machines.setup_env("kill", "InstanceTwo/glance-api")
+    assert "the image service of InstanceTwo" in machines.error(*elsewhere.split())
+    machines.setup_env("up", "--no-attach")
+    assert machines.setup_env(*elsewhere.split()) == "cirros\n"
+    assert {one["fault"] for one in json.loads(machines.setup_env("net", "--json"))} == {""}
+
+
 @pytest.fixture
 def requests_answered(machines: Clone) -> Iterator[Callable[[], list[str]]]:
     """Polls InstanceOne's proxy; returns a function that stops, and returns all statuses."""
@@ -144,12 +161,18 @@ def test_an_instance_that_is_added_to_lab_yaml_joins_the_running_lab(
 
 
 def test_machines_that_were_halted_come_back_with_their_data(machines: Clone) -> None:
+    """InstanceThree is out of lab.yaml by then, and is not started."""
     images = machines.setup_env("ssh", "InstanceTwo", "--", "openstack", "image", "list")
     machines.setup_env("halt")
     assert up_names(machines) == []
     assert "running" not in machines.run("vagrant", "status").stdout
-    machines.setup_env("up", "--no-attach", "InstanceOne", "InstanceTwo")
+    described = yaml.safe_load((machines.root / "lab.yaml").read_text())
+    machines.describe(instances=described["instances"][:2])
+    said = machines.setup_env("up", "--no-attach")
+    assert "`vagrant destroy InstanceThree` removes it" in said
     assert up_names(machines) == ["InstanceOne", "InstanceTwo"]
+    status = machines.run("vagrant", "status").stdout
+    assert re.search(r"InstanceThree +stopped \(docker\)", status)
     again = machines.setup_env("ssh", "InstanceTwo", "--", "openstack", "image", "list")
     assert again == images
     assert create(machines, "InstanceOne", "InstanceTwo") == "ACTIVE"

@@ -14,7 +14,7 @@ ADDRESS = Cell("private=10.0.0.4", {"private": ["10.0.0.4"]})
 LOST = (
     "Retriable status code 503. Retrying in 2.0s. 1 retries left\n"
     "HttpException: 503: Server Error for url: http://127.0.1.1:8888/image/v2/images, "
-    "instance InstanceTwo cannot be reached from InstanceOne: its proxy does not answer\n"
+    "instance InstanceTwo cannot be reached from InstanceOne: no proxy of this name answers\n"
 )
 
 

@@ -25,6 +25,11 @@ WITH_CINDER = "key,n-api,n-cond,placement-api,g-api,q-svc,c-api,c-vol"
         ("OPENSTACKOID_PEERS", ""),
         ("OPENSTACKOID_ISSUERS", "ALL"),
         ("OPENSTACKOID_REGIONS", ""),
+        ("OPENSTACKOID_POLICIES", ""),
+        ("OPENSTACKOID_SEALED", "False"),
+        ("OPENSTACKOID_TLS_BIND", ""),
+        ("OPENSTACKOID_TLS_CERTIFICATE", ""),
+        ("OPENSTACKOID_TLS_CA", ""),
         ("OPENSTACKOID_BIND", HOST),
         ("OPENSTACKOID_PORT", "8888"),
         (
@@ -113,6 +118,12 @@ def test_settings_and_library_leave_tracing_as_it_was(devstack: DevStack) -> Non
         ("OPENSTACKOID_ISSUERS", "Three", "Three is not in OPENSTACKOID_PEERS"),
         ("OPENSTACKOID_PORT", "http", "is not HOST:PORT"),
         ("OPENSTACKOID_BIND", "*", "is not HOST:PORT"),
+        ("OPENSTACKOID_SEALED", "yes", "'yes' is neither True nor False"),
+        ("OPENSTACKOID_POLICIES", "[{]", "neither JSON nor an absolute path: Expecting property"),
+        ("OPENSTACKOID_POLICIES", "policies.json", "neither JSON nor an absolute path"),
+        ("OPENSTACKOID_POLICIES", '{"issuer": "InstanceTwo"}', "not a JSON array"),
+        ("OPENSTACKOID_POLICIES", "/nowhere", "there is no file /nowhere that"),
+        ("OPENSTACKOID_TLS_BIND", "192.168.56.11", "'192.168.56.11' is not HOST:PORT"),
         ("OPENSTACKOID_CONF_DIR", "etc", "'etc' is not an absolute path"),
         ("OPENSTACKOID_CONF_DIR", '/a"b', "is not an absolute path"),
         ("OPENSTACKOID_SERVICES", "image", "'image' is not TYPE=/PATH"),
@@ -130,7 +141,9 @@ def test_a_bad_setting_ends_the_run_before_anything_is_installed(
     assert run.called("pip_install") == []
 
 
-def test_tls_is_refused_because_the_proxy_does_not_support_it(devstack: DevStack) -> None:
+def test_tls_with_clients_is_refused_because_the_proxy_does_not_support_it(
+    devstack: DevStack,
+) -> None:
     devstack.local_conf["ENABLED_SERVICES"] = "key,tls-proxy"
     assert "disable_service tls-proxy" in devstack.run("stack pre-install").error
 

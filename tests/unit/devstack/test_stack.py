@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,8 @@ from lab.stacks.devstack import ACCOUNTS, DevStack
 from lab.steps import Steps
 from openstackoid.proxy.config import FILES
 
+from .conftest import DevStack as Plugin
+
 STACKED = """\
 + source .localrc.auto
 ++ ADMIN_PASSWORD={password}
@@ -42,6 +46,8 @@ class Machine:
 
     files: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    #: The permissions of the files.
+    modes: dict[str, int] = field(default_factory=dict)
     #: The standard input of each command.
     inputs: dict[str, str] = field(default_factory=dict)
     #: The output of each command, by its beginning; None if it fails.
@@ -76,6 +82,7 @@ class Machine:
 
     def put(self, text: str, path: Path | str, mode: int = 0o644) -> None:
         self.files[str(path)] = text
+        self.modes[str(path)] = mode
 
     def called(self, command: str) -> list[str]:
         return [line for line in self.calls if line.startswith(command)]
@@ -101,7 +108,11 @@ def machine() -> Machine:
     )
 
 
-def describe(root: Path, **settings: Any) -> Lab:  # noqa: ANN401 - any setting of local.conf
+def describe(
+    root: Path,
+    sections: Mapping[str, Any] | None = None,
+    **settings: Any,  # noqa: ANN401 - any setting of local.conf
+) -> Lab:
     text = {
         "provider": "vagrant",
         "stack": "devstack",
@@ -109,6 +120,7 @@ def describe(root: Path, **settings: Any) -> Lab:  # noqa: ANN401 - any setting 
         "instances": [{"name": "InstanceOne"}, {"name": "InstanceTwo"}],
         "addresses": {"vagrant": "192.168.56.1%d"},
         "devstack": {"settings": settings},
+        **(sections or {}),
     }
     (root / "lab.yaml").write_text(json.dumps(text))
     return load(root)
@@ -252,3 +264,94 @@ def test_up_waits_for_workers_that_have_not_reported_since_they_started(
     up.machine.answers[listing] = json.dumps([row])
     with pytest.raises(LabError, match="nova-compute did not report for 0 s"):
         up(lab)
+
+
+PROTECTED = {
+    "sealed": True,
+    "tls": True,
+    "trust": {"InstanceOne": {"InstanceTwo": {"services": ["image"], "rate": 5}}},
+}
+PEM = [f"/opt/stack/devstack/openstackoid-{name}.pem" for name in ("certificate", "ca")]
+POLICY = {"issuer": "InstanceTwo", "services": ["image"], "rate": 5, "admin": False}
+
+
+def plugin_settings(machine: Machine) -> list[str]:
+    """The plugin's lines of local.conf, besides its port and cache."""
+    lines = machine.files["/opt/stack/devstack/local.conf"].splitlines()
+    wanted = ("OPENSTACKOID_PORT", "OPENSTACKOID_TOKEN")
+    return [
+        line for line in lines if line.startswith("OPENSTACKOID_") and not line.startswith(wanted)
+    ]
+
+
+def test_local_conf_asks_for_no_protection_unless_lab_yaml_does(root: Path, up: Up) -> None:
+    up(describe(root))
+    assert plugin_settings(up.machine) == [
+        'OPENSTACKOID_PEERS="InstanceTwo=192.168.56.12:8888"',
+        'OPENSTACKOID_ISSUERS="InstanceTwo"',
+        "OPENSTACKOID_POLICIES='[]'",
+        "OPENSTACKOID_SEALED=False",
+    ]
+    assert [path for path in PEM if path in up.machine.files] == []
+
+
+def test_local_conf_asks_for_the_protections_of_lab_yaml(root: Path, up: Up) -> None:
+    up(describe(root, PROTECTED))
+    assert plugin_settings(up.machine) == [
+        'OPENSTACKOID_PEERS="InstanceTwo=192.168.56.12:8889"',
+        'OPENSTACKOID_ISSUERS="InstanceTwo"',
+        f"OPENSTACKOID_POLICIES='{json.dumps([POLICY])}'",
+        "OPENSTACKOID_SEALED=True",
+        "OPENSTACKOID_TLS_BIND=192.168.56.11:8889",
+        f"OPENSTACKOID_TLS_CERTIFICATE={PEM[0]}",
+        f"OPENSTACKOID_TLS_CA={PEM[1]}",
+    ]
+    assert [up.machine.modes[path] for path in PEM] == [0o600, 0o600]
+
+
+def test_the_plugin_takes_what_the_lab_writes(root: Path, up: Up, devstack: Plugin) -> None:
+    up(describe(root, PROTECTED))
+    for path in PEM:
+        (devstack.root / Path(path).name).write_text(up.machine.files[path])
+    settings = (shlex.split(line) for line in plugin_settings(up.machine))
+    devstack.local_conf = {
+        name: value.replace("/opt/stack/devstack", str(devstack.root))
+        for name, _, value in (word.partition("=") for (word,) in settings)
+    }
+    devstack.stack("pre-install", "install")
+    described = devstack.description()
+    up(describe(root, PROTECTED))
+    updated = json.loads(up.machine.files["/etc/openstackoid/proxy.json"])
+    assert [described[key] for key in ("peers", "issuers", "policies")] == [
+        updated[key] for key in ("peers", "issuers", "policies")
+    ]
+    assert described["tls"].keys() == updated["tls"].keys()
+
+
+def test_protections_come_and_go_without_stack_sh(root: Path, up: Up) -> None:
+    reload = "sudo systemctl reload devstack@openstackoid-proxy"
+    up(describe(root))
+    up(describe(root, PROTECTED))
+    described = json.loads(up.machine.files["/etc/openstackoid/proxy.json"])
+    assert described["peers"] == [
+        {"name": "InstanceTwo", "address": "192.168.56.12:8889", "sealed": True, "tls": True}
+    ]
+    assert described["policies"] == [POLICY]
+    assert described["tls"] == {
+        "bind": "192.168.56.11:8889",
+        "certificate": PEM[0],
+        "ca": PEM[1],
+    }
+    assert [up.machine.modes[path] for path in PEM] == [0o600, 0o600]
+    assert len(up.machine.called(reload)) == 1
+    up(describe(root, PROTECTED))
+    assert len(up.machine.called(reload)) == 1
+    # Another authority, as after `destroy`.
+    shutil.rmtree(root / ".lab" / "secrets" / "tls")
+    up(describe(root, PROTECTED))
+    assert len(up.machine.called(reload)) == 2
+    up(describe(root))
+    described = json.loads(up.machine.files["/etc/openstackoid/proxy.json"])
+    assert described["peers"] == [{"name": "InstanceTwo", "address": "192.168.56.12:8888"}]
+    assert (described["policies"], described["tls"]) == ([], None)
+    assert scripts(up.machine) == ["./stack.sh"]

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,16 @@ from lab.tmux import SOCKET_VARIABLE
 from tests.conftest import end_tmux
 
 PLACEHOLDER = Path(__file__).with_name("placeholder.py")
+
+
+def eventually(fact: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether *fact* is true in time."""
+    deadline = time.monotonic() + seconds
+    while not fact():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,13 @@ class Sandbox:
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
+    with made_sandbox() as made:
+        yield made
+
+
+@contextmanager
+def made_sandbox() -> Iterator[Sandbox]:
+    """A sandbox, which is removed afterwards with all its processes."""
     # Not pytest's tmp_path, which may be too long for sockets.
     root = Path(tempfile.mkdtemp(prefix="oid-", dir="/tmp"))
     one = Sandbox(root, random.randrange(100, 250))

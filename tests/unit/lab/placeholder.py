@@ -51,7 +51,7 @@ class Placeholder(Stack):
     ) -> list[str]:
         return ["cat", f"{host.directory}/service.log"]
 
-    def clouds(self, home: str | None = None) -> dict[str, Any]:
+    def clouds(self, home: str | None = None, cacert: str | None = None) -> dict[str, Any]:
         def cloud(instance: Instance) -> dict[str, Any]:
             url = f"http://{instance.address}:8888/identity/v3"
             return {"region_name": instance.name, "auth": {"auth_url": url}}

@@ -11,24 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.unit.lab.conftest import Sandbox
+from tests.unit.lab.conftest import Sandbox, eventually
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def eventually(fact: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not fact():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def is_listening(address: str) -> bool:
@@ -217,6 +207,84 @@ def test_logs_show_each_service_of_an_instance(sandbox: Sandbox) -> None:
     )
 
 
+def exported(sandbox: Sandbox, name: str = "help.tar.gz") -> dict[str, str]:
+    """The texts in an archive about the lab, by their names."""
+    target = sandbox.root / name
+    assert f"Wrote {target}" in sandbox.ok("logs", "--export", str(target))
+    assert target.stat().st_mode & 0o777 == 0o600
+    listed = subprocess.run(["tar", "-tf", target], capture_output=True, text=True, check=True)
+    content = {}
+    for line in listed.stdout.splitlines():
+        shown = subprocess.run(["tar", "-xOf", target, line], capture_output=True, check=True)
+        content[line.removeprefix("help/")] = shown.stdout.decode(errors="replace")
+    target.unlink()
+    return content
+
+
+def test_logs_are_exported_from_a_lab_that_is_up_halted_or_gone(sandbox: Sandbox) -> None:
+    assert "The lab" not in exported(sandbox)["README"]
+    sandbox.ok("up")
+    log = sandbox.state / "InstanceTwo/log"
+    log.mkdir()
+    (log / "sleep.log").write_text("said: gAAAAABqZ-0123456789abcdefgh\n")
+    (log / "sleep.log.1").write_text("half a line\nearlier\n")
+    for name in ("help.tar.gz", "help.tar.zst"):
+        content = exported(sandbox, name)
+        assert content["InstanceTwo/log/sleep.log"] == "earlier\nsaid: <removed:token>\n"
+        assert "InstanceTwo/log/sleep.log.1" not in content
+        assert [one["up"] for one in json.loads(content["status.json"])["instances"]] == [True] * 2
+    for part in ("lab.yaml", "lab/clouds.yaml", "lab/log/InstanceOne.log", "doctor.json"):
+        assert content[part]
+    assert "openssh-server" in content["versions/this-machine.txt"]
+    keys = [sandbox.state / "provider/key", *sandbox.state.glob("*/ssh/host_key")]
+    secret = {line for key in keys for line in key.read_text().splitlines()[1:-1]}
+    assert not [line for line in secret for text in content.values() if line in text]
+
+    sandbox.ok("halt")
+    content = exported(sandbox)
+    assert [one["up"] for one in json.loads(content["status.json"])["instances"]] == [False] * 2
+    assert content["InstanceTwo/log/sleep.log"]
+
+
+def test_logs_are_exported_from_a_broken_lab(sandbox: Sandbox) -> None:
+    sandbox.ok("up")
+    (sandbox.state / "InstanceOne/log").mkdir()
+    (sandbox.state / "InstanceOne/log/sleep.log").write_bytes(b"\xff said\n")
+    for process in sandbox.processes():
+        process.suspend()
+    sandbox.describe("instances: 3\n")
+    content = exported(sandbox)
+    assert content["lab.yaml"] == "instances: 3\n"
+    assert "What could not be had" in content["README"]
+    assert "instances: " in content["README"]
+    assert "said" in content["InstanceOne/log/sleep.log"]
+    assert content["lab/log/InstanceOne-sshd.log"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--export", "x.zip"], 1, "x.zip: give it a name that ends in .tar.zst or .tar.gz"),
+        (["--export", "/nowhere/x.tar.gz"], 1, "/nowhere/x.tar.gz cannot be written: No such file"),
+        (["InstanceOne", "--export", "x.tar.gz"], 2, "leave out NAME and -f"),
+        ([], 2, "Missing argument 'NAME', or --export FILE."),
+    ],
+)
+def test_logs_that_cannot_be_exported_are_a_one_line_error(
+    sandbox: Sandbox, arguments: list[str], status: int, said: str
+) -> None:
+    assert said in sandbox.error("logs", *arguments, status=status)
+    assert [path.name for path in sandbox.root.iterdir()] == ["lab.yaml"]
+
+
+def test_nothing_is_exported_when_a_secret_cannot_be_known(sandbox: Sandbox) -> None:
+    (sandbox.state / "secrets").mkdir(parents=True)
+    (sandbox.state / "secrets/InstanceOne.json").write_text("{")
+    target = sandbox.root / "help.tar.gz"
+    assert "cannot be read" in sandbox.error("logs", "--export", str(target))
+    assert not target.exists()
+
+
 def test_an_sshd_that_is_killed_comes_back_by_itself(sandbox: Sandbox) -> None:
     sandbox.ok("up", "InstanceOne")
     for process in sandbox.processes():
@@ -367,6 +435,40 @@ def test_doctor_names_what_is_missing_and_what_is_there(sandbox: Sandbox) -> Non
     assert "hypervisor libvirt\n" in said
     assert re.search("[✔✘] real guests on this machine", said)
     assert re.search("[✔✘] package qemu-system-x86", said)
+
+
+def test_doctor_prints_as_json_what_it_prints_as_text(sandbox: Sandbox) -> None:
+    sections = json.loads(sandbox.ok("doctor", "--json"))["sections"]
+    said = sandbox.ok("doctor").splitlines()
+    assert [one["title"] for one in sections] == [line for line in said if line[0] != " "]
+    findings = [finding for one in sections for finding in one["findings"]]
+    assert all(one.keys() == {"what", "present", "mend"} for one in findings)
+    present = {one["what"] for one in findings if one["present"]}
+    assert present == {line.removeprefix("  ✔ ") for line in said if "✔" in line}
+    lacking = {f"  ✘ {one['what']}: {one['mend']}" for one in findings if not one["present"]}
+    # The free memory is another number each time.
+    assert {line[:30] for line in lacking} == {line[:30] for line in said if "✘" in line}
+
+
+def test_status_prints_json_of_the_described_form(sandbox: Sandbox) -> None:
+    """``status --help`` describes it."""
+    sandbox.ok("up", "InstanceOne")
+    status = json.loads(sandbox.ok("status", "--json"))
+    one, two = status.pop("instances")
+    url = f"http://{sandbox_address(sandbox, 1)}:8880/"
+    assert status == {
+        "provider": "local",
+        "stack": "wheels",
+        "dashboard": {"state": None, "url": url},
+    }
+    assert one == {
+        "name": "InstanceOne",
+        "address": sandbox_address(sandbox, 1),
+        "up": True,
+        "services": [{"name": "sleep", "state": "running", "detail": ""}],
+        "peers": {"InstanceTwo": "UP"},
+    }
+    assert (two["up"], two["services"], two["peers"]) == (False, [], {})
 
 
 def test_doctor_says_of_each_provider_whether_it_can_have_the_lab(sandbox: Sandbox) -> None:

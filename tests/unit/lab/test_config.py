@@ -12,7 +12,7 @@ import click
 import pytest
 
 from lab import cli, hypervisors
-from lab.config import Choices, Decide, Lab, load
+from lab.config import Choices, Decide, Lab, Trust, load
 from lab.errors import LabError
 from lab.hypervisors import decide
 from lab.lifecycle import Lifecycle
@@ -75,6 +75,16 @@ def test_the_nth_instance_without_an_address_gets_the_providers_nth(tmp_path: Pa
 
     assert addresses("local") == ["127.0.1.1", "127.9.9.9", "127.0.3.1"]
     assert addresses("vagrant") == ["192.0.2.11", "127.9.9.9", "192.0.2.13"]
+
+
+def test_addresses_without_a_number_follow_the_first(tmp_path: Path) -> None:
+    names = "".join(f"- {{name: I{n}}}\n" for n in range(1, 100))
+    text = f"provider: vagrant\naddresses: {{vagrant: 192.168.56.11}}\ninstances:\n{names}"
+    lab = described(tmp_path, text + "vagrant: {box: x, cpus: 1, memory: 512}\n")
+    found = [str(one.address) for one in lab.instances]
+    assert found[0] == "192.168.56.11"
+    assert found[9] == "192.168.56.20"
+    assert found[-1] == "192.168.56.109"
 
 
 def test_auto_is_local_if_vagrant_does_not_work_and_says_why(
@@ -143,6 +153,41 @@ def test_trust_restricts_issuers_to_those_listed_and_oneself(tmp_path: Path) -> 
     assert lab.issuers("B") == ("A", "B")
 
 
+def test_trust_may_say_what_the_tokens_of_an_issuer_may_do(tmp_path: Path) -> None:
+    text = (
+        "trust: {A: {B: {services: [image], methods: [GET], rate: 5, roles: [reader]}}, B: {A: }}\n"
+    )
+    lab = described(tmp_path, TWO + text)
+    assert (lab.issuers("A"), lab.issuers("B")) == (("A", "B"), ("A", "B"))
+    narrow = Trust(services=("image",), methods=("GET",), rate=5, roles=("reader",))
+    assert lab.policies == {"A": {"B": narrow}, "B": {"A": Trust()}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "problem"),
+    [
+        (
+            "{service: [image]}",
+            r"lab.yaml: unknown key 'trust.A.B.service'; allowed keys: services",
+        ),
+        ("{services: image}", r"lab.yaml: trust.A.B.services: "),
+        (
+            "{services: [glance]}",
+            r"trust: A: B: the stack wheels has no service of the type 'glance'",
+        ),
+        ("{methods: [get]}", r"lab.yaml: trust.A.B.methods.0: "),
+        ("{rate: 0}", r"lab.yaml: trust.A.B.rate: "),
+        ("{admin: 7}", r"lab.yaml: trust.A.B.admin: "),
+        ("[image]", r"lab.yaml: trust.A.B: "),
+    ],
+)
+def test_a_wrong_policy_is_named(tmp_path: Path, policy: str, problem: str) -> None:
+    with pytest.raises(LabError, match=problem):
+        described(tmp_path, TWO + f"trust: {{A: {{B: {policy}}}}}\n")
+    with pytest.raises(LabError, match=r"trust: 'Z' is not an instance"):
+        described(tmp_path, TWO + "trust: {A: {Z: {}}}\n")
+
+
 def test_trust_is_restricted_to_the_instances_that_a_number_makes(tmp_path: Path) -> None:
     text = (ROOT / "lab.yaml").read_text().replace("trust: {}", "trust: {InstanceOne: []}")
     lab = described(tmp_path, text, Choices(number=3))
@@ -182,8 +227,17 @@ def test_scopes_that_are_no_scopes_are_refused_with_a_number(tmp_path: Path) -> 
 
 
 def test_a_devstack_may_have_services_that_the_lab_does_not_know(tmp_path: Path) -> None:
-    lab = described(tmp_path, TWO + "stack: devstack\nscopes: {disks: {cinder: B}}\n")
+    text = "stack: devstack\nscopes: {disks: {cinder: B}}\ntrust: {A: {B: {services: [dns]}}}\n"
+    lab = described(tmp_path, TWO + text)
     assert lab.scopes == {"disks": {"block-storage": "B"}}
+    assert lab.limits("A") == {"B": {"services": ["dns"], "admin": False}}
+    assert lab.limits("B") == {}
+
+
+def test_proxies_meet_at_another_port_with_tls(tmp_path: Path) -> None:
+    assert described(tmp_path, TWO).peer_addresses("A") == {"B": "127.0.2.1:8888"}
+    lab = described(tmp_path, TWO + "tls: true\n")
+    assert lab.peer_addresses("A") == {"B": "127.0.2.1:8889"}
 
 
 @pytest.mark.parametrize(
@@ -243,8 +297,8 @@ def test_a_devstack_may_have_services_that_the_lab_does_not_know(tmp_path: Path)
         ),
         ("instances: [{name: A}]\n", r"the key 'instances.0.address' is missing"),
         (
-            TWO + "addresses: {local: 127.0.1.1}\n",
-            r"addresses.local: '127.0.1.1' is not an address pattern",
+            TWO + "addresses: {local: 127.0.1}\n",
+            r"addresses.local: '127.0.1' is not an address pattern",
         ),
         (
             TWO + "addresses: {local: 127.%d.%d.1}\n",

@@ -7,6 +7,7 @@ import subprocess
 import tarfile
 import tomllib
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,14 @@ def test_a_hypervisor_without_its_device_does_not_work(
     assert not hypervisors.works("virtualbox")
     device.touch()
     assert hypervisors.works("virtualbox")
+
+
+def test_addresses_that_virtualbox_refuses_are_found(tmp_path: Path) -> None:
+    addresses = [IPv4Address(f"192.168.{n}.11") for n in (56, 63, 64)]
+    settings = tmp_path / "networks.conf"
+    assert hypervisors.outside_host_only(addresses, settings) == addresses[2:]
+    settings.write_text("# * 192.168.0.0/16\n* 10.0.0.0/8 192.168.64.0/24\n* 2001::/64\n")
+    assert hypervisors.outside_host_only(addresses, settings) == addresses[:2]
 
 
 class _Everything(Administrator):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import threading
 
 import pytest
 
@@ -33,3 +34,19 @@ def test_a_port_is_free_again_once_its_server_has_closed_it() -> None:
         with socket.create_connection(where):
             server.accept()[0].close()
     assert ports.taker(*where) is None
+
+
+def test_a_port_that_is_given_back_a_moment_later_is_free() -> None:
+    """Bound, but without a listener: so a port looks while the kernel ends its program."""
+    with socket.socket() as ending:
+        ending.bind((ADDRESS, 0))
+        where = ending.getsockname()
+        threading.Timer(0.3, ending.close).start()
+        assert ports.taker(*where) is None
+
+
+def test_a_port_that_is_bound_for_longer_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "PATIENCE", 0.2)
+    with socket.socket() as bound:
+        bound.bind((ADDRESS, 0))
+        assert ports.taker(*bound.getsockname()) == "another program"

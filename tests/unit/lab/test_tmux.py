@@ -5,23 +5,12 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
-import time
-from collections.abc import Callable
 
 import pytest
 
-from tests.unit.lab.conftest import Sandbox
+from tests.unit.lab.conftest import Sandbox, eventually
 
 PROMPTS = ["stack@InstanceOne:~$", "stack@InstanceTwo:~$"]
-
-
-def eventually(fact: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not fact():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def panes(sandbox: Sandbox, what: str = "@instance") -> list[str]:
