@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lab import processes
 from lab.errors import LabError
 
 #: The namespace's end of the way to the host: a port of the bridge ``br-ex``.
@@ -47,6 +48,8 @@ _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 # Marks our routes (rtnetlink(7), rtm_protocol); no routing daemon of rt_protos has this number.
 _PROTOCOL = "79"
+# Between an instance and its lab's state directory in the alias of an interface.
+_OF = " of "
 # 0.0.0.0/0, and the two halves of it that VPNs set in its place.
 _LONGEST_DEFAULT = 1
 
@@ -97,9 +100,8 @@ class Namespace:
         # First, so that what is half made is fenced in, and has a trace that remove() looks for.
         run("nft", "-f", "-", text=self.ruleset())
         path = _NAMESPACES / self.name
-        if path.exists() and not _is_namespace(path):
-            path.unlink()
-        if not path.exists():
+        if not _is_namespace(path):
+            path.unlink(missing_ok=True)
             run("ip", "netns", "add", self.name)
         run("ip", "-n", self.name, "link", "set", "lo", "up")
         if not ipaddress.ip_address(self.address).is_loopback:
@@ -158,7 +160,7 @@ table ip {self.device} {{
             _delete_link(self.device)
             peer = ("peer", "name", UPLINK, "netns", self.name)
             run("ip", "link", "add", self.device, "address", self.mac, "type", "veth", *peer)
-        run("ip", "link", "set", self.device, "alias", f"{self.instance} of {self.state}"[:255])
+        run("ip", "link", "set", self.device, "alias", f"{self.instance}{_OF}{self.state}"[:255])
         # Without this the host would announce itself, and listen, at an IPv6 address there.
         run("ip", "link", "set", self.device, "addrgenmode", "none")
         run("ip", "-n", self.name, "link", "set", UPLINK, "addrgenmode", "none", "up")
@@ -172,16 +174,26 @@ table ip {self.device} {{
     def _check_range(self) -> None:
         """Make sure that nobody else has the external range.
 
-        :raises LabError: naming the interface that has it.
+        An instance of another lab has it only while it runs: a halted or killed one makes its
+        network again when it comes up.
+
+        :raises LabError: naming the interface that has it, and its lab.
         """
         wanted = self.gateway.network
-        for device, taken in _networks():
+        for device, taken in list(_networks()):
             # What is being deleted has lost its name, but not yet its routes.
-            if device != self.device and taken.overlaps(wanted) and _exists(device):
-                raise LabError(
-                    f"the range {wanted} of {self.instance} is taken: interface {device} has "
-                    f"{taken}; choose another range in lab.yaml"
-                )
+            if device == self.device or not taken.overlaps(wanted) or not _exists(device):
+                continue
+            owner = _owner(device)
+            if owner and not _lives(*owner):
+                _remove_one(*owner)
+                continue
+            where = f" ({owner[1]} of the lab in {owner[0].parent})" if owner else ""
+            way_out = "halt that, or choose" if owner else "choose"
+            raise LabError(
+                f"the range {wanted} of {self.instance} is taken: interface {device}{where} has "
+                f"{taken}; {way_out} another range in lab.yaml"
+            )
 
 
 def prefix(state: Path) -> str:
@@ -222,10 +234,7 @@ def remove(state: Path) -> None:
         if link["ifname"].startswith(own):
             _delete_link(link["ifname"])
     for path in _NAMESPACES.glob(f"{own}-*"):
-        if _is_namespace(path):
-            run("ip", "netns", "delete", path.name)
-        else:
-            path.unlink()
+        _delete_namespace(path)
     _release_forwarding(f"{own}*")
     metric = _metric(state)
     for route in _ip("route", "show", "protocol", _PROTOCOL):
@@ -321,6 +330,38 @@ def _ways_out() -> set[str]:
     return {route["dev"] for route in _ip("-4", "route", "show", "default") if "dev" in route}
 
 
+def _owner(device: str) -> tuple[Path, str] | None:
+    """The state directory and the name of the instance of a lab whose *device* it is."""
+    alias = _ip("link", "show", "dev", device)[0].get("ifalias", "")
+    instance, _, state = alias.partition(_OF)
+    if device != prefix(Path(state)) + _digest(instance):
+        return None
+    return Path(state), instance
+
+
+def _lives(state: Path, instance: str) -> bool:
+    """Whether a process of *instance* of the lab in *state* is there, in its namespace or not."""
+    name = f"{prefix(state)}-{instance}"
+    inside = _is_namespace(_NAMESPACES / name) and run("ip", "netns", "pids", name).strip()
+    return bool(inside or processes.marked(state, instance))
+
+
+def _remove_one(state: Path, instance: str) -> None:
+    """Remove the network of *instance* of the lab in *state*, which nobody uses."""
+    device, path = prefix(state) + _digest(instance), _NAMESPACES / f"{prefix(state)}-{instance}"
+    run("nft", "-f", "-", text=f"table ip {device}\ndelete table ip {device}\n")
+    _delete_link(device)
+    _delete_namespace(path)
+    _release_forwarding(device)
+
+
+def _delete_namespace(path: Path) -> None:
+    if _is_namespace(path):
+        run("ip", "netns", "delete", path.name)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _metric(state: Path) -> int:
     """What tells the routes of the lab in *state* from those of others."""
     return int(_digest(str(state)), 16)
@@ -354,7 +395,7 @@ def _delete_link(device: str) -> None:
 
 def _is_namespace(path: Path) -> bool:
     """Whether something is mounted on *path*, rather than a file that a mount has left."""
-    return path.stat().st_dev != path.parent.stat().st_dev
+    return path.exists() and path.stat().st_dev != path.parent.stat().st_dev
 
 
 def _remove_mount() -> None:
@@ -362,8 +403,10 @@ def _remove_mount() -> None:
     with contextlib.suppress(OSError):
         if any(_NAMESPACES.iterdir()):
             return
-        while _NAMESPACES.is_mount():
-            run("umount", str(_NAMESPACES))
+        # It is mounted on itself, which Path.is_mount() does not see.
+        with contextlib.suppress(LabError):
+            while True:
+                run("umount", str(_NAMESPACES))
         _NAMESPACES.rmdir()
 
 

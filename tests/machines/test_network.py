@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import processes
 from lab.errors import LabError
 from lab.parallel import for_each
 from lab.wheels import netns
@@ -204,6 +205,11 @@ def traces(state: Path) -> list[str]:
     return sorted(line for line in lines if not foreign.search(line))
 
 
+def own_traces(state: Path) -> list[str]:
+    """What the kernel has of the networks of the lab in *state*."""
+    return [line for line in traces(state) if netns.prefix(state) in line]
+
+
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, World]]:
     state = tmp_path_factory.mktemp("lab")
@@ -301,8 +307,32 @@ def test_what_is_there_stays_when_the_namespace_is_made_again(worlds: tuple[Worl
 def test_a_taken_range_is_refused_by_the_name_of_who_has_it(worlds: tuple[World, World]) -> None:
     one = worlds[0].namespace
     other = Namespace(one.state, "InstanceThree", ipaddress.IPv4Interface("172.24.201.129/25"))
-    with pytest.raises(LabError, match=rf"172\.24\.201\.128/25 .*interface {one.device} has"):
+    owner = rf"\({one.instance} of the lab in {one.state.parent}\)"
+    with pytest.raises(LabError, match=rf"172\.24\.201\.128/25 .*interface {one.device} {owner}"):
         other.create()
+
+
+def test_a_range_is_free_once_no_process_of_its_instance_is_left(tmp_path: Path) -> None:
+    range_ = ipaddress.IPv4Interface("172.24.204.1/24")
+    halted, other = (Namespace(tmp_path / lab, "One", range_) for lab in ("halted", "other"))
+    before = traces(tmp_path)
+    halted.create()
+    marks = {**os.environ, **processes.marks(halted.state, halted.instance)}
+    with subprocess.Popen(["sleep", "60"], env=marks) as last:
+        with pytest.raises(LabError, match="halt that, or choose another range"):
+            other.create()
+        last.kill()
+    try:
+        other.create()
+        assert not own_traces(halted.state)
+        with pytest.raises(LabError, match="One of the lab"), echo(other.name):
+            halted.create()
+        halted.create()
+        assert not own_traces(other.state)
+    finally:
+        netns.remove(halted.state)
+        netns.remove(other.state)
+    assert traces(tmp_path) == before
 
 
 @pytest.mark.parametrize("lost", ["device", "name"])
