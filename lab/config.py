@@ -199,13 +199,15 @@ class Public(_Part):
 class Machines(_Part):
     """Vagrant's machines; *memory* in MiB. The Vagrantfile also reads this section.
 
-    Without a *provider*, Vagrant chooses one. For ``docker``, *box* is an image.
+    Without a *provider*, Vagrant chooses one. For ``docker``, *box* is an image. With the *driver*
+    ``qemu``, ``libvirt`` emulates the machines: slow, but possible where KVM is not.
     """
 
     box: Annotated[str, Field(min_length=1)]
     cpus: _Cpus
     memory: _Memory
     provider: Literal["virtualbox", "libvirt", "lxc", "docker"] | None = None
+    driver: Literal["kvm", "qemu"] | None = None
 
 
 class DevStack(_Part):

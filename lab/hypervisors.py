@@ -42,13 +42,13 @@ class Finding:
     why: str
 
 
-def find(provider: str | None = None) -> Finding:
+def find(provider: str | None = None, driver: str | None = None) -> Finding:
     """Whether Vagrant and *provider* (default: some hypervisor) work on this machine."""
     if shutil.which("vagrant") is None:
         return Finding(False, "Vagrant is not installed")
     candidates = (provider,) if provider else _HYPERVISORS
     for name in candidates:
-        if works(name):
+        if works(name, driver):
             return Finding(True, f"Vagrant and {name} work here")
     fault = f"{provider} does not work" if provider else f"neither {' nor '.join(candidates)} works"
     return Finding(False, f"Vagrant is installed, but {fault}")
@@ -77,9 +77,9 @@ def outside_host_only(
     return [one for one in addresses if not any(one in network for network in allowed)]
 
 
-def works(provider: str) -> bool:
-    """Whether the hypervisor behind Vagrant's *provider* answers."""
-    device = _DEVICES.get(provider)
+def works(provider: str, driver: str | None = None) -> bool:
+    """Whether the hypervisor behind Vagrant's *provider*, with libvirt's *driver*, answers."""
+    device = None if driver == "qemu" else _DEVICES.get(provider)
     if device is not None and not device.exists():
         return False
     try:

@@ -42,6 +42,7 @@ class Vagrant(Machines):
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
         self._chosen = lab.vagrant.provider if lab.vagrant else None
+        self._driver = lab.vagrant.driver if lab.vagrant else None
 
     @property
     def debian_packages(self) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ class Vagrant(Machines):
         # A Vagrant from elsewhere, for example from HashiCorp, stays.
         if shutil.which("vagrant") is None:
             packages.append("vagrant")
-        if self._chosen and not hypervisors.works(self._chosen):
+        if self._chosen and not hypervisors.works(self._chosen, self._driver):
             packages += _PACKAGES.get(self._chosen, ())
         return tuple(packages)
 
@@ -68,7 +69,7 @@ class Vagrant(Machines):
 
     def doctor(self) -> list[Finding]:
         """Whether Vagrant has a working hypervisor, which takes the machines' addresses."""
-        found = hypervisors.find(self._chosen)
+        found = hypervisors.find(self._chosen, self._driver)
         mend = "install VirtualBox or libvirt, or name another provider in lab.yaml's vagrant"
         findings = [Finding("a hypervisor for Vagrant", found.usable, f"{found.why}: {mend}")]
         if (self._chosen or "virtualbox") == "virtualbox" and hypervisors.works("virtualbox"):

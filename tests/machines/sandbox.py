@@ -1,4 +1,4 @@
-"""A private place for real Vagrant machines: namespaces, its own Docker, and one way out.
+"""A private place for real Vagrant machines: namespaces, a hypervisor, and one way out.
 
 ``python -m tests.machines.sandbox -- COMMAND…`` runs a command in a sandbox, ``-- bash`` opens a
 shell in it. ``--keep-until-stdin-closes`` instead prints how other shells enter it.
@@ -33,24 +33,28 @@ class SandboxError(Exception):
 
 
 class Sandbox:
-    """A sandbox whose machines use the box in *cache*.
+    """A sandbox whose machines use the box in *cache*, with *hypervisor* docker or libvirt.
 
     >>> with Sandbox(cache) as sandbox:
     ...     sandbox.run(["vagrant", "up"], cwd=directory, check=True)
     """
 
-    def __init__(self, cache: Path = _DEFAULT_CACHE) -> None:
+    def __init__(self, cache: Path = _DEFAULT_CACHE, hypervisor: str = "docker") -> None:
         self._cache = cache
+        self._hypervisor = hypervisor
         self._owner: subprocess.Popen[str] | None = None
         self._enter: list[str] = []
         #: Environment variables that commands in the sandbox need.
         self.environment: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        image = box.build(self._cache)
+        image = (box.build if self._hypervisor == "docker" else box.build_disk)(self._cache)
         # In its own session: a Ctrl-C must not interrupt its clean-up.
         self._owner = subprocess.Popen(
-            [sys.executable, "-m", "tests.machines.sandbox_owner", str(image)],
+            [
+                *(sys.executable, "-m", "tests.machines.sandbox_owner"),
+                *(self._hypervisor, str(image)),
+            ],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -64,7 +68,10 @@ class Sandbox:
             raise SandboxError("the sandbox could not be made; see its owner's standard error")
         told = json.loads(answer)
         self._enter = told["enter"]
-        self.environment = _environment(Path(told["directory"]))
+        self.environment = _environment(Path(told["directory"]), self._hypervisor)
+        if self._hypervisor == "libvirt":
+            add = ["vagrant", "box", "add", "--name", box.IMAGE, str(image)]
+            self.run(add, cwd=self._cache, check=True)
         return self
 
     def __exit__(
@@ -121,7 +128,7 @@ class Sandbox:
         return shlex.join([*self._enter, "--", "env", *variables, "bash"])
 
 
-def _environment(directory: Path) -> dict[str, str]:
+def _environment(directory: Path, hypervisor: str) -> dict[str, str]:
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), PROXY)
     return {
         **proxies,
@@ -130,7 +137,7 @@ def _environment(directory: Path) -> dict[str, str]:
         "DOCKER_HOST": f"unix://{directory}/docker.sock",
         "DOCKER_CONFIG": str(directory / "docker-client"),
         "VAGRANT_HOME": str(directory / "vagrant"),
-        "VAGRANT_DEFAULT_PROVIDER": "docker",
+        "VAGRANT_DEFAULT_PROVIDER": hypervisor,
         "VAGRANT_CHECKPOINT_DISABLE": "1",
     }
 
@@ -139,12 +146,13 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.machines.sandbox", description=__doc__)
     parser.add_argument("--box-cache", type=Path, default=_DEFAULT_CACHE, metavar="DIR")
+    parser.add_argument("--hypervisor", choices=("docker", "libvirt"), default="docker")
     parser.add_argument("--keep-until-stdin-closes", action="store_true")
     parser.add_argument("command", nargs="*", metavar="COMMAND")
     arguments = parser.parse_args()
     if bool(arguments.command) == arguments.keep_until_stdin_closes:
         parser.error("either a COMMAND or --keep-until-stdin-closes")
-    with Sandbox(arguments.box_cache.resolve()) as sandbox:
+    with Sandbox(arguments.box_cache.resolve(), arguments.hypervisor) as sandbox:
         if arguments.keep_until_stdin_closes:
             print(sandbox.how_to_enter(), flush=True)
             sys.stdin.read()

@@ -50,8 +50,25 @@ LogFile "{directory}/tinyproxy.log"
 """
 
 
-def main(box: Path) -> None:
-    """Keep a sandbox with the image *box* until standard input closes; print its description."""
+# In the sandbox, directories of its own hide these.
+_LIBVIRTS = ("/etc/libvirt", "/run/libvirt", "/var/cache/libvirt", "/var/lib/libvirt")
+# The machines run as root in namespaces and a cgroup that are the sandbox's.
+_QEMU = """\
+user = "root"
+group = "root"
+security_driver = "none"
+remember_owner = 0
+namespaces = []
+cgroup_controllers = []
+stdio_handler = "file"
+"""
+
+
+def main(hypervisor: str, box: Path) -> None:
+    """Keep a sandbox with *hypervisor*, docker or libvirt, until standard input closes.
+
+    It prints the sandbox's description. Docker has *box* as an image; Vagrant has to add it itself.
+    """
     # A Ctrl-C is for the caller; a SIGTERM has to run the clean-up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -63,8 +80,11 @@ def main(box: Path) -> None:
         enter = stack.enter_context(_namespaces())
         docker = f"unix://{directory}/docker.sock"
         stack.enter_context(_relay(directory, enter, way_out))
-        stack.enter_context(_docker(directory, enter, docker))
-        _import(box, enter, docker)
+        if hypervisor == "docker":
+            stack.enter_context(_docker(directory, enter, docker))
+            _import(box, enter, docker)
+        else:
+            stack.enter_context(_libvirt(directory, enter))
         print(json.dumps({"enter": enter, "directory": str(directory)}), flush=True)
         sys.stdin.read()
 
@@ -161,6 +181,24 @@ def _docker(directory: Path, enter: Sequence[str], url: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _libvirt(directory: Path, enter: Sequence[str]) -> Iterator[None]:
+    """The sandbox's own libvirtd, which the host's programs do not see."""
+    for path in _LIBVIRTS:
+        own = directory / path.lstrip("/")
+        own.mkdir(parents=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
+        subprocess.run([*enter, "mount", "--bind", str(own), path], check=True)
+    (directory / "etc/libvirt/qemu.conf").write_text(_QEMU)
+    log = directory / "libvirtd.log"
+    with _process([*enter, "libvirtd"], log) as process:
+        answers = directory / "run/libvirt/libvirt-sock"
+        _await(lambda: answers.exists() or process.poll() is not None, "libvirtd", log)
+        if process.poll() is not None:
+            raise SystemExit(f"error: libvirtd ended: {_last(log)}")
+        yield
+
+
 def _import(box: Path, enter: Sequence[str], url: str) -> None:
     argv = [*enter, "docker", "--host", url, "import", str(box), f"{IMAGE}:latest"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -243,4 +281,4 @@ def _pid(directory: Path) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))
