@@ -41,6 +41,18 @@ _SLOW = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The hypervisor of the machines in tests/machines; CI has time for containers only."""
+    group = parser.getgroup("openstackoid")
+    group.addoption("--vagrant-provider", choices=("docker", "libvirt"), default="docker")
+    group.addoption(
+        "--vagrant-driver",
+        choices=("kvm", "qemu"),
+        default="qemu",
+        help="libvirt's driver: qemu emulates the machines, which takes hours",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Generate only a tenth of the proxy's requests if only fast tests were chosen.
 

@@ -20,7 +20,7 @@ from lab.steps import Steps
 T = TypeVar("T")
 
 #: Debian packages of the hypervisor behind Vagrant's providers; VirtualBox is not in Debian.
-_PACKAGES = {
+PACKAGES = {
     "libvirt": (
         "vagrant-libvirt",
         "libvirt-daemon-system",
@@ -52,7 +52,7 @@ class Vagrant(Machines):
         if shutil.which("vagrant") is None:
             packages.append("vagrant")
         if self._chosen and not hypervisors.works(self._chosen, self._driver):
-            packages += _PACKAGES.get(self._chosen, ())
+            packages += PACKAGES.get(self._chosen, ())
         return tuple(packages)
 
     def halt(self, names: Sequence[str]) -> None:

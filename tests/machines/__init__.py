@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-#: The Debian packages that the host needs for these machines.
-PACKAGES = (
-    "docker.io",
-    "iproute2",
-    "mmdebstrap",
-    "socat",
-    "tinyproxy",
-    "vagrant",
-)
+from lab.providers import vagrant
+from tests.machines import box
+
+_SANDBOX = ("iproute2", "mmdebstrap", "socat", "tinyproxy", "vagrant")
+#: By hypervisor, the Debian packages that the host needs for these machines.
+PACKAGES = {
+    "docker": (*_SANDBOX, *vagrant.PACKAGES["docker"]),
+    "libvirt": (*_SANDBOX, *vagrant.PACKAGES["libvirt"], *box.DISK_PACKAGES),
+}

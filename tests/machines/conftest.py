@@ -61,28 +61,39 @@ class Clone:
 
 
 @pytest.fixture(scope="session")
-def sandbox() -> Iterator[Sandbox]:
+def docker_only(request: pytest.FixtureRequest) -> None:
+    """Skips a test that is about Docker's machines if the machines are others."""
+    if request.config.getoption("--vagrant-provider") != "docker":
+        pytest.skip("this test needs Docker's machines")
+
+
+@pytest.fixture(scope="session")
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """The sandbox of the machines; if there cannot be one, the tests are skipped."""
     if os.geteuid() != 0 and "CI" not in os.environ:
         pytest.skip("the test machines need namespaces of their own, which only root may make")
+    hypervisor: str = request.config.getoption("--vagrant-provider")
     try:
-        apt.ensure(PACKAGES, print)
+        apt.ensure(PACKAGES[hypervisor], print)
     except LabError as error:
         pytest.fail(str(error), pytrace=False)
-    with Sandbox() as made:
+    with Sandbox(hypervisor=hypervisor) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def clone(sandbox: Sandbox) -> Iterator[Callable[[], Clone]]:
-    """Makes clones whose machines use Docker and download through the sandbox's proxy."""
+def clone(sandbox: Sandbox, request: pytest.FixtureRequest) -> Iterator[Callable[[], Clone]]:
+    """Makes clones whose machines download through the sandbox's proxy."""
+    driver = request.config.getoption("--vagrant-driver")
     made: list[Clone] = []
 
     def make() -> Clone:
         root = Path(tempfile.mkdtemp(prefix="oid-", dir="/var/tmp")) / "lab"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True)
         one = Clone(sandbox, root)
-        machines = {"box": IMAGE, "cpus": 2, "memory": 4096, "provider": "docker"}
+        machines = {"box": IMAGE, "cpus": 2, "memory": 4096, "provider": sandbox.hypervisor}
+        if sandbox.hypervisor == "libvirt":
+            machines["driver"] = driver
         one.describe(provider="vagrant", vagrant=machines, mirrors={"proxy": PROXY})
         made.append(one)
         return one

@@ -41,19 +41,20 @@ class Sandbox:
 
     def __init__(self, cache: Path = _DEFAULT_CACHE, hypervisor: str = "docker") -> None:
         self._cache = cache
-        self._hypervisor = hypervisor
+        #: docker or libvirt
+        self.hypervisor = hypervisor
         self._owner: subprocess.Popen[str] | None = None
         self._enter: list[str] = []
         #: Environment variables that commands in the sandbox need.
         self.environment: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        image = (box.build if self._hypervisor == "docker" else box.build_disk)(self._cache)
+        image = (box.build if self.hypervisor == "docker" else box.build_disk)(self._cache)
         # In its own session: a Ctrl-C must not interrupt its clean-up.
         self._owner = subprocess.Popen(
             [
                 *(sys.executable, "-m", "tests.machines.sandbox_owner"),
-                *(self._hypervisor, str(image)),
+                *(self.hypervisor, str(image)),
             ],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
@@ -68,8 +69,8 @@ class Sandbox:
             raise SandboxError("the sandbox could not be made; see its owner's standard error")
         told = json.loads(answer)
         self._enter = told["enter"]
-        self.environment = _environment(Path(told["directory"]), self._hypervisor)
-        if self._hypervisor == "libvirt":
+        self.environment = _environment(Path(told["directory"]), self.hypervisor)
+        if self.hypervisor == "libvirt":
             add = ["vagrant", "box", "add", "--name", box.IMAGE, str(image)]
             self.run(add, cwd=self._cache, check=True)
         return self

@@ -49,6 +49,7 @@ def _machine(sandbox: Sandbox, directory: Path) -> Iterator[_Run]:
         docker("rm", "--force", "unconnected")
 
 
+@pytest.mark.usefixtures("docker_only")
 def test_a_machine_without_network_comes_up_from_a_bundle(machine: _Run) -> None:
     up = machine("./setup-env.py up --offline -n 1 --hypervisor fake --no-attach")
     assert up.returncode == 0, up.stdout + up.stderr

@@ -31,6 +31,8 @@ EVERYTHING = (
 #: What Debian's packages uuid-runtime and openvswitch-switch leave when they are purged.
 LEFT_BY_PACKAGES = ("uuidd:", "/var/lib/libuuid", "/var/lib/openvswitch")
 
+pytestmark = pytest.mark.usefixtures("docker_only")
+
 
 @pytest.fixture(scope="module")
 def lab(clone: Callable[[], Clone]) -> Iterator[Clone]:

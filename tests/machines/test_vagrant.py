@@ -23,6 +23,24 @@ SAME_TESTS = (
     # Of the servers, those that concern two machines: four of sixteen.
     *("-k", "not identity-One and not compute-Two"),
 )
+#: Commands that list a hypervisor's machines, networks and volumes; what there is without a lab.
+LISTS = {
+    "docker": (
+        ("docker", "ps", "--all", "--format={{.Names}}"),
+        ("docker", "network", "ls", "--format={{.Name}}"),
+        ("docker", "volume", "ls", "--format={{.Name}}"),
+    ),
+    "libvirt": (
+        ("virsh", "list", "--all", "--name"),
+        ("virsh", "net-list", "--all", "--name"),
+        # Vagrant keeps the box; its volume has a name of its own.
+        ("sh", "-c", "virsh vol-list default | grep -o 'lab_[^ ]*' | sort -u"),
+    ),
+}
+NOTHING: dict[str, list[set[str]]] = {
+    "docker": [set(), {"bridge", "host", "none"}, set()],
+    "libvirt": [set(), set(), set()],
+}
 CREATE = "--image cirros --flavor m1.nano --network private --wait -f value -c status"
 
 
@@ -32,6 +50,11 @@ def machines(clone: Callable[[], Clone]) -> Clone:
     one = clone()
     one.setup_env("up", "--no-attach")
     return one
+
+
+def resources(lab: Clone) -> list[set[str]]:
+    """The machines, networks and volumes that the sandbox's hypervisor has."""
+    return [set(lab.run(*command).stdout.split()) for command in LISTS[lab.sandbox.hypervisor]]
 
 
 def create(lab: Clone, home: str, image: str) -> str:
@@ -77,7 +100,7 @@ def test_machines_pass_what_the_embedded_lab_passes(machines: Clone) -> None:
 
 def test_plain_vagrant_commands_work(machines: Clone) -> None:
     status = machines.run("vagrant", "status").stdout
-    assert re.search(r"InstanceOne +running \(docker\)", status)
+    assert re.search(rf"InstanceOne +running \({machines.sandbox.hypervisor}\)", status)
     assert machines.run("vagrant", "ssh", "InstanceTwo", "-c", "hostname").stdout == "InstanceTwo\n"
     machines.run("vagrant", "up", "InstanceOne")
 
@@ -172,22 +195,23 @@ def test_machines_that_were_halted_come_back_with_their_data(machines: Clone) ->
     assert "`vagrant destroy InstanceThree` removes it" in said
     assert up_names(machines) == ["InstanceOne", "InstanceTwo"]
     status = machines.run("vagrant", "status").stdout
-    assert re.search(r"InstanceThree +stopped \(docker\)", status)
+    assert re.search(r"InstanceThree +(stopped \(docker\)|shutoff \(libvirt\))", status)
     again = machines.setup_env("ssh", "InstanceTwo", "--", "openstack", "image", "list")
     assert again == images
     assert create(machines, "InstanceOne", "InstanceTwo") == "ACTIVE"
 
 
 def test_destroy_leaves_no_machine_network_or_file(machines: Clone) -> None:
+    before = resources(machines)
     machines.setup_env("destroy")
-    assert machines.run("docker", "ps", "--all", "--quiet").stdout == ""
-    networks = machines.run("docker", "network", "ls", "--format", "{{.Name}}").stdout.split()
-    assert sorted(networks) == ["bridge", "host", "none"]
+    print(*before, *resources(machines), sep="\n")
+    assert resources(machines) == NOTHING[machines.sandbox.hypervisor]
     ignored = machines.run("git", "status", "--short", "--ignored").stdout.splitlines()
     names = {line.split()[1] for line in ignored}
     assert not names & {".lab/", ".vagrant/"}
 
 
+@pytest.mark.usefixtures("docker_only")
 def test_vagrants_own_words_reach_the_user(clone: Callable[[], Clone]) -> None:
     lab = clone()
     lab.describe(vagrant={"box": "no such image", "cpus": 1, "memory": 512, "provider": "docker"})
