@@ -19,6 +19,9 @@ from lab.steps import Steps
 
 T = TypeVar("T")
 
+# ECMA-48, EL
+_ERASE_LINE = "\033[K"
+
 #: Debian packages of the hypervisor behind Vagrant's providers; VirtualBox is not in Debian.
 PACKAGES = {
     "libvirt": (
@@ -101,7 +104,9 @@ class Vagrant(Machines):
             def up(vagrant: Any) -> None:  # noqa: ANN401 - python-vagrant has no types
                 for name in wanted:
                     for line in vagrant.up(vm_name=name, stream_output=True):
-                        step.log(line.rstrip())
+                        # What erases its line is progress: thousands of lines for one box.
+                        if not line.startswith(_ERASE_LINE):
+                            step.log(line.rstrip())
 
             self._call(up)
         return dict(zip(names, for_each(names, self._ssh_config), strict=True))

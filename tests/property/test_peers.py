@@ -160,8 +160,32 @@ def test_few_foreign_tokens_reach_a_service_at_a_time_and_local_requests_pass_th
     assert waited_for == []
 
 
+def test_the_proxy_waits_for_a_slow_issuer(services: EchoServices) -> None:
+    with slow(PEER_HOST) as peer:
+        urls = {kind: services.add(kind, HOST) for kind in TYPES}
+        with proxy_of(peer, urls) as here:
+            answer, seconds = send(
+                here, TOKENS, ("X-Auth-Token", "a"), ("X-Subject-Token", FOREIGN)
+            )
+    assert answer.status == 200
+    assert seconds > LIMIT
+
+
 def test_the_proxy_waits_for_a_slow_peer(services: EchoServices) -> None:
     """The answer takes longer than any health check, and the transfer makes progress."""
+    with slow(PEER_HOST) as peer:
+        urls = {kind: services.add(kind, HOST) for kind in TYPES}
+        with proxy_of(peer, urls) as here:
+            host, _, port = here.proxy.bind.rpartition(":")
+            connection = http.client.HTTPConnection(host, int(port), timeout=20)
+            connection.request("GET", "/image/v2", headers=dict([TO_PEER]))
+            assert connection.getresponse().read() == b"slow!"
+            connection.close()
+
+
+@contextmanager
+def slow(host: str) -> Iterator[str]:
+    """The address of a healthy peer that thinks for long, and sends its answers slowly."""
 
     def serve(connection: socket.socket) -> None:
         head = connection.recv(65536).decode()
@@ -176,14 +200,8 @@ def test_the_proxy_waits_for_a_slow_peer(services: EchoServices) -> None:
                 time.sleep(0.3)
         connection.close()
 
-    with listening(PEER_HOST, serve) as peer:
-        urls = {kind: services.add(kind, HOST) for kind in TYPES}
-        with proxy_of(peer, urls) as here:
-            host, _, port = here.proxy.bind.rpartition(":")
-            connection = http.client.HTTPConnection(host, int(port), timeout=20)
-            connection.request("GET", "/image/v2", headers=dict([TO_PEER]))
-            assert connection.getresponse().read() == b"slow!"
-            connection.close()
+    with listening(host, serve) as address:
+        yield address
 
 
 @contextmanager
