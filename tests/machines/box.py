@@ -87,7 +87,7 @@ ExecStartPre=ovs-vsctl --no-wait set open_vswitch . external-ids:ovn-bridge-data
 # Any first network card gets its address by DHCP; Vagrant configures the others.
 _DHCP = """\
 [Match]
-Type=ether
+Name=en*
 
 [Network]
 DHCP=yes
