@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vagrant-driver",
         choices=("kvm", "qemu"),
         default="qemu",
-        help="libvirt's driver: qemu emulates the machines, which takes hours",
+        help="libvirt's driver: qemu emulates the machines, which takes an hour",
     )
 
 

@@ -84,7 +84,8 @@ _IN_USERSPACE = """\
 [Service]
 ExecStartPre=ovs-vsctl --no-wait set open_vswitch . external-ids:ovn-bridge-datapath-type=netdev
 """
-# Any first network card gets its address by DHCP; Vagrant configures the others.
+# A network card gets its address by DHCP until Vagrant configures it. The lab's own interfaces have
+# other names.
 _DHCP = """\
 [Match]
 Name=en*

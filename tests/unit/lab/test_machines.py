@@ -114,8 +114,13 @@ def test_a_hypervisor_without_its_device_does_not_work(
     programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(programs, "VBoxManage")
+    put(programs, "virsh")
     device = programs / "vboxdrv"
     monkeypatch.setitem(hypervisors._DEVICES, "virtualbox", device)
+    monkeypatch.setitem(hypervisors._DEVICES, "libvirt", device)
+    assert hypervisors.works("libvirt", "qemu")
+    assert not hypervisors.works("libvirt", "kvm")
+    assert not hypervisors.works("libvirt")
     assert not hypervisors.works("virtualbox")
     device.touch()
     assert hypervisors.works("virtualbox")
