@@ -76,12 +76,12 @@ class Namespace:
     @cached_property
     def name(self) -> str:
         """The name for ``ip netns`` and HAProxy."""
-        return f"{prefix(self.state)}-{self.instance}"
+        return _name(self.state, self.instance)
 
     @cached_property
     def device(self) -> str:
-        """The host's end of the way in, and the nftables table; an interface has 15 characters."""
-        return prefix(self.state) + _digest(self.instance)
+        """The host's end of the way in, and the nftables table."""
+        return _device(self.state, self.instance)
 
     @cached_property
     def mac(self) -> str:
@@ -298,6 +298,15 @@ def run(*command: str, text: str = "", environment: Mapping[str, str] | None = N
     return done.stdout
 
 
+def _name(state: Path, instance: str) -> str:
+    return f"{prefix(state)}-{instance}"
+
+
+def _device(state: Path, instance: str) -> str:
+    """An interface's name has 15 characters at most."""
+    return prefix(state) + _digest(instance)
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
@@ -334,24 +343,24 @@ def _owner(device: str) -> tuple[Path, str] | None:
     """The state directory and the name of the instance of a lab whose *device* it is."""
     alias = _ip("link", "show", "dev", device)[0].get("ifalias", "")
     instance, _, state = alias.partition(_OF)
-    if device != prefix(Path(state)) + _digest(instance):
+    if device != _device(Path(state), instance):
         return None
     return Path(state), instance
 
 
 def _lives(state: Path, instance: str) -> bool:
     """Whether a process of *instance* of the lab in *state* is there, in its namespace or not."""
-    name = f"{prefix(state)}-{instance}"
+    name = _name(state, instance)
     inside = _is_namespace(_NAMESPACES / name) and run("ip", "netns", "pids", name).strip()
     return bool(inside or processes.marked(state, instance))
 
 
 def _remove_one(state: Path, instance: str) -> None:
     """Remove the network of *instance* of the lab in *state*, which nobody uses."""
-    device, path = prefix(state) + _digest(instance), _NAMESPACES / f"{prefix(state)}-{instance}"
+    device = _device(state, instance)
     run("nft", "-f", "-", text=f"table ip {device}\ndelete table ip {device}\n")
     _delete_link(device)
-    _delete_namespace(path)
+    _delete_namespace(_NAMESPACES / _name(state, instance))
     _release_forwarding(device)
 
 

@@ -15,11 +15,12 @@ import pytest
 
 from lab import processes
 from lab.wheels import netns
-from tests.conftest import ROOT, clone
+from tests.conftest import ROOT, clone, end_tmux
 
 BLOCK = re.compile(r"#\+begin_src sh\n(.*?)#\+end_src", re.DOTALL)
 #: The one command that cannot run inside itself; CI runs it.
 TEST = "./setup-env.py test"
+SOCKET = f"openstackoid-readme-{os.getpid()}"
 
 
 @pytest.fixture
@@ -30,6 +31,7 @@ def repository() -> Iterator[Path]:
     yield repository
     if (repository / ".lab").exists():
         subprocess.run([str(repository / "setup-env.py"), "destroy"], check=False)
+    end_tmux(SOCKET)
     shutil.rmtree(directory)
 
 
@@ -45,9 +47,8 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 def test_every_command_of_the_readme_works_in_a_fresh_clone_and_leaves_nothing(
     repository: Path,
 ) -> None:
-    socket = f"openstackoid-readme-{os.getpid()}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
-    environment |= {"OPENSTACKOID_TMUX_SOCKET": socket}
+    environment |= {"OPENSTACKOID_TMUX_SOCKET": SOCKET}
     before = set(repository.iterdir())
     outputs = {}
     for command in _commands(repository / "README.org"):

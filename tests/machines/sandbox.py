@@ -72,7 +72,10 @@ class Sandbox:
         self.environment = _environment(Path(told["directory"]), self.hypervisor)
         if self.hypervisor == "libvirt":
             add = ["vagrant", "box", "add", "--name", box.IMAGE, str(image)]
-            self.run(add, cwd=self._cache, check=True)
+            done = self.run(add, cwd=self._cache)
+            if done.returncode != 0:
+                self._end()
+                raise SandboxError(f"vagrant box add: {done.stderr.strip()}")
         return self
 
     def __exit__(

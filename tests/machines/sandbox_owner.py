@@ -172,12 +172,7 @@ def _docker(directory: Path, enter: Sequence[str], url: str) -> Iterator[None]:
         f"--cgroup-parent=/{_cgroup(os.getpid())}",
         "--exec-opt=native.cgroupdriver=cgroupfs",
     ]
-    log = directory / "dockerd.log"
-    path = Path(url.removeprefix("unix://"))
-    with _process(argv, log) as process:
-        _await(lambda: path.exists() or process.poll() is not None, "dockerd", log)
-        if process.poll() is not None:
-            raise SystemExit(f"error: dockerd ended: {_last(log)}")
+    with _daemon(argv, Path(url.removeprefix("unix://")), directory / "dockerd.log"):
         yield
 
 
@@ -190,12 +185,19 @@ def _libvirt(directory: Path, enter: Sequence[str]) -> Iterator[None]:
         Path(path).mkdir(parents=True, exist_ok=True)
         subprocess.run([*enter, "mount", "--bind", str(own), path], check=True)
     (directory / "etc/libvirt/qemu.conf").write_text(_QEMU)
-    log = directory / "libvirtd.log"
-    with _process([*enter, "libvirtd"], log) as process:
-        answers = directory / "run/libvirt/libvirt-sock"
-        _await(lambda: answers.exists() or process.poll() is not None, "libvirtd", log)
+    answers = directory / "run/libvirt/libvirt-sock"
+    with _daemon([*enter, "libvirtd"], answers, directory / "libvirtd.log"):
+        yield
+
+
+@contextmanager
+def _daemon(argv: Sequence[str], answers: Path, log: Path) -> Iterator[None]:
+    """Run a daemon that writes to *log*, once it listens on the Unix socket *answers*."""
+    name = log.stem
+    with _process(argv, log) as process:
+        _await(lambda: answers.exists() or process.poll() is not None, name, log)
         if process.poll() is not None:
-            raise SystemExit(f"error: libvirtd ended: {_last(log)}")
+            raise SystemExit(f"error: {name} ended: {_last(log)}")
         yield
 
 

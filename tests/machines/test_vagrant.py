@@ -204,8 +204,9 @@ def test_machines_that_were_halted_come_back_with_their_data(machines: Clone) ->
 def test_destroy_leaves_no_machine_network_or_file(machines: Clone) -> None:
     before = resources(machines)
     machines.setup_env("destroy")
-    print(*before, *resources(machines), sep="\n")
-    assert resources(machines) == NOTHING[machines.sandbox.hypervisor]
+    after = resources(machines)
+    print(*before, *after, sep="\n")
+    assert after == NOTHING[machines.sandbox.hypervisor]
     ignored = machines.run("git", "status", "--short", "--ignored").stdout.splitlines()
     names = {line.split()[1] for line in ignored}
     assert not names & {".lab/", ".vagrant/"}

@@ -68,12 +68,17 @@ def one() -> Iterator[tuple[Proxy, Client]]:
         yield proxies[0], client
 
 
+def prefix_of(proxy: Proxy, kind: str) -> str:
+    (prefix,) = [service.prefix for service in proxy.services if service.type == kind]
+    return prefix
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_scope_leads_to_a_service_that_only_another_instance_has(
     one: tuple[Proxy, Client], kind: str
 ) -> None:
     proxy, client = one
-    (prefix,) = [service.prefix for service in proxy.services if service.type == kind]
+    prefix = prefix_of(proxy, kind)
     scope = {**dict.fromkeys(TYPES, ONE), kind: TWO}
     tag = json.dumps(scope, separators=(",", ":"))
     for headers in (
@@ -92,7 +97,7 @@ def test_without_a_scope_the_instance_says_that_it_has_no_such_service(
     one: tuple[Proxy, Client], kind: str
 ) -> None:
     proxy, client = one
-    (prefix,) = [service.prefix for service in proxy.services if service.type == kind]
+    prefix = prefix_of(proxy, kind)
     answer = client.send("GET", f"{prefix}/v1/things", (("X-Auth-Token", "t"),))
     assert answer.status == 404
     assert answer.json()["error"]["message"] == (
