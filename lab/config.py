@@ -26,15 +26,9 @@ from pydantic.fields import FieldInfo
 from lab import files
 from lab.errors import LabError
 from lab.wheels.services import SERVICES
-from lab.wheels.spec import Endpoints
+from lab.wheels.spec import PROXY_PORT, TLS_PORT, Endpoints
 from openstackoid.scope import INSTANCE_NAME, is_expression, quoted, read
 
-#: Port of every instance's scope-aware proxy, on the instance's own address.
-PROXY_PORT = 8888
-#: Where a proxy takes its peers, if they speak TLS.
-TLS_PORT = 8889
-#: Where proxies take clients by HTTPS.
-HTTPS_PORT = 8443
 #: The external network of the n-th instance.
 DEFAULT_RANGE = "172.24.%d.0/24"
 #: How many instances ``-n`` can make.

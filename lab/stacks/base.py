@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
-from lab.config import PROXY_PORT, Instance, Lab
+from lab.config import Instance, Lab
 from lab.errors import LabError
 from lab.faults import Fault
 from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.ssh import Remote
 from lab.steps import Steps
+from lab.wheels.spec import PROXY_PORT
 from openstackoid.scope import Scope, scoped_auth_url
 
 #: Returns the connection to a host, the same one each time.

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jinja2
 
 from lab.certificates import certificates
-from lab.config import PROXY_PORT, TLS_PORT, Lab
+from lab.config import Lab
 from lab.errors import LabError
 from lab.parallel import for_each
 from lab.passwords import passwords
@@ -24,6 +24,7 @@ from lab.resources import Resources
 from lab.ssh import Remote, Result
 from lab.stacks.base import InstanceStatus, ServiceState, Stack
 from lab.steps import Steps
+from lab.wheels.spec import PROXY_PORT, TLS_PORT
 from openstackoid.proxy.config import FILES
 
 #: Our ordinary user: DevStack's own ones have the administrator's password.

@@ -15,7 +15,7 @@ from typing import Any
 
 from lab import guest, logs
 from lab.certificates import authority_file, certificates
-from lab.config import HTTPS_PORT, Instance, Lab
+from lab.config import Instance, Lab
 from lab.errors import LabError
 from lab.faults import Fault
 from lab.parallel import for_each
@@ -26,7 +26,7 @@ from lab.steps import Step, Steps
 from lab.wheels import guests, ovn
 from lab.wheels.layout import Layout
 from lab.wheels.services import SERVICES, Hypervisor, program_names
-from lab.wheels.spec import ACCOUNTS, Spec
+from lab.wheels.spec import ACCOUNTS, HTTPS_PORT, Spec
 
 #: What real guests need on a host: the hypervisor, the network, and the tools that make the image.
 GUEST_PACKAGES = (*guests.PACKAGES, *ovn.PACKAGES, *guest.PACKAGES)

@@ -10,17 +10,10 @@ from pathlib import Path
 import jinja2
 
 from lab import files, logs
-from lab.wheels.layout import (
-    CONSOLE_PORT,
-    DATABASE_PORT,
-    HTTPS_PORT,
-    MESSAGING_PORT,
-    PROXY_PORT,
-    TLS_PORT,
-    Layout,
-)
+from lab.wheels.layout import CONSOLE_PORT, DATABASE_PORT, MESSAGING_PORT, Layout
 from lab.wheels.programs import programs
 from lab.wheels.services import THREADS
+from lab.wheels.spec import HTTPS_PORT, PROXY_PORT, TLS_PORT
 from openstackoid.proxy.config import Https, Peer, Policy, Proxy, Service, Tls, write
 
 _TEMPLATES = jinja2.Environment(

@@ -22,10 +22,11 @@ from lab.image import ImageFile
 from lab.supervision import Supervisor
 from lab.wheels import catalog, configure, database, guests, launch, netns
 from lab.wheels.forkserver import retire
-from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, PROXY_PORT, Layout
+from lab.wheels.layout import DATABASE_PORT, MESSAGING_PORT, Layout
 from lab.wheels.links import Links
 from lab.wheels.programs import Program, fork_servers, programs
 from lab.wheels.services import BACKING, Command, Service
+from lab.wheels.spec import PROXY_PORT
 from openstackoid.proxy.config import ProxyError, peer_states, reload, write
 
 #: Seconds that a service may take from its start to its first answer, on a slow machine.

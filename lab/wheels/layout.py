@@ -14,14 +14,9 @@ from string import Template
 from lab.wheels.netns import Namespace
 from lab.wheels.ovn import Ovn
 from lab.wheels.services import SERVICES, Service, program_names
-from lab.wheels.spec import Spec
+from lab.wheels.spec import HTTPS_PORT, PROXY_PORT, Spec
 from openstackoid.scope import Scope, scoped_auth_url
 
-PROXY_PORT = 8888
-#: Where the proxy takes its peers, if they speak TLS.
-TLS_PORT = 8889
-#: Where it takes clients by HTTPS.
-HTTPS_PORT = 8443
 #: How far a service moves to leave its port to the proxy.
 BEHIND = 10000
 #: Where nova-serialproxy answers WebSockets.

@@ -11,17 +11,10 @@ from pathlib import Path
 
 from lab import logs
 from lab.wheels import launch
-from lab.wheels.layout import (
-    CONSOLE_PORT,
-    DATABASE_PORT,
-    HTTPS_PORT,
-    MESSAGING_PORT,
-    PROXY_PORT,
-    TLS_PORT,
-    Layout,
-)
+from lab.wheels.layout import CONSOLE_PORT, DATABASE_PORT, MESSAGING_PORT, Layout
 from lab.wheels.netns import SBIN
 from lab.wheels.services import Service
+from lab.wheels.spec import HTTPS_PORT, PROXY_PORT, TLS_PORT
 from openstackoid.proxy.config import ENVIRONMENT
 
 

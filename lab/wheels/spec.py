@@ -10,6 +10,13 @@ from typing import Any, Literal
 
 from lab.wheels.services import SERVICES, Hypervisor
 
+#: Port of every instance's scope-aware proxy, at the instance's own address.
+PROXY_PORT = 8888
+#: Where a proxy takes its peers, if they speak TLS.
+TLS_PORT = 8889
+#: Where a proxy takes clients by HTTPS.
+HTTPS_PORT = 8443
+
 #: Whether the endpoints are paths of one port, or ports of their own.
 Endpoints = Literal["paths", "ports"]
 

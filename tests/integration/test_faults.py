@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from lab.config import PROXY_PORT
 from lab.wheels.relay import LIE
+from lab.wheels.spec import PROXY_PORT
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 from tests.integration.wire import IMAGES, ask, login

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.config import PROXY_PORT
+from lab.wheels.spec import PROXY_PORT
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 from tests.integration.wire import GARBAGE, IMAGES, TOKENS, ask, login

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from lab import export, logs, processes
-from lab.config import PROXY_PORT
 from lab.lifecycle import Lifecycle
 from lab.wheels.services import program_names
+from lab.wheels.spec import PROXY_PORT
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 

@@ -15,8 +15,8 @@ import openstack
 import pytest
 import yaml
 
-from lab.config import PROXY_PORT
 from lab.stacks.wheels import _spec
+from lab.wheels.spec import PROXY_PORT
 from openstackoid.scope import Scope
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell

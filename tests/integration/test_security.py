@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.config import PROXY_PORT
+from lab.wheels.spec import PROXY_PORT
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell
 from tests.integration.wire import GARBAGE, IMAGES, TOKENS, ask, login

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lab.config import PROXY_PORT
+from lab.wheels.spec import PROXY_PORT
 from openstackoid.scope import Scope
 from tests.conftest import RunningLab
 from tests.integration.conftest import Shell

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from email.message import Message
 from typing import Any
 
-from lab.config import PROXY_PORT
+from lab.wheels.spec import PROXY_PORT
 from openstackoid.scope import Scope
 from tests.conftest import RunningLab
 

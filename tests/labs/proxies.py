@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lab.config import PROXY_PORT
+from lab.wheels.spec import PROXY_PORT
 from tests.conftest import RunningLab
 
 ONE, THREE = "InstanceOne", "InstanceThree"

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from lab.config import PROXY_PORT
+from lab.wheels.spec import PROXY_PORT
 from tests.conftest import ROOT, RunningLab
 from tests.labs.proxies import MOVED, ONE, THREE, proxies_of_lists
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.config import PROXY_PORT, TLS_PORT
+from lab.wheels.spec import PROXY_PORT, TLS_PORT
 from tests.conftest import RunningLab
 from tests.labs.proxies import (
     COLUMNS,

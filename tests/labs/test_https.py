@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.config import HTTPS_PORT
+from lab.wheels.spec import HTTPS_PORT
 from tests.conftest import RunningLab
 
 ONE, TWO = "InstanceOne", "InstanceTwo"

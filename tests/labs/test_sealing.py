@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab.config import PROXY_PORT, TLS_PORT
+from lab.wheels.spec import PROXY_PORT, TLS_PORT
 from tests.conftest import RunningLab
 from tests.integration import wire
 from tests.integration.wire import login
