@@ -24,9 +24,9 @@ from lab.providers.base import Host, Needs
 from lab.stacks.base import Connect, InstanceStatus, ServiceState, Stack
 from lab.steps import Step, Steps
 from lab.wheels import guests, ovn
-from lab.wheels.layout import Layout
+from lab.wheels.layout import Layout, endpoint_url
 from lab.wheels.services import SERVICES, Hypervisor, program_names
-from lab.wheels.spec import ACCOUNTS, HTTPS_PORT, Spec
+from lab.wheels.spec import ACCOUNTS, Spec
 
 #: What real guests need on a host: the hypervisor, the network, and the tools that make the image.
 GUEST_PACKAGES = (*guests.PACKAGES, *ovn.PACKAGES, *guest.PACKAGES)
@@ -145,13 +145,8 @@ class Wheels(Stack):
     def auth_url(self, instance: Instance) -> str:
         """The identity endpoint of *instance*, through its own proxy."""
         (keystone,) = (one for one in SERVICES["fake"] if one.type == "identity")
-        if instance.endpoints == "ports":
-            root = f"{instance.address}:{keystone.port}"
-        elif self.lab.https:
-            root = f"{instance.address}:{HTTPS_PORT}{keystone.prefix}"
-        else:
-            return super().auth_url(instance)
-        return f"http{'s' if self.lab.https else ''}://{root}{keystone.version}"
+        ports = instance.endpoints == "ports"
+        return endpoint_url(str(instance.address), keystone, ports=ports, https=self.lab.https)
 
     def cacert(self, host: Host | None = None) -> str | None:
         """The lab's authority, if clients need it."""

@@ -25,6 +25,13 @@ DATABASE_PORT = 3306
 MESSAGING_PORT = 5672
 
 
+def endpoint_url(address: str, service: Service, *, ports: bool, https: bool = False) -> str:
+    """The URL of *service* through the proxy at *address*: a path there, or a port of its own."""
+    port = HTTPS_PORT if https else PROXY_PORT
+    place = str(service.port) if ports else f"{port}{service.prefix}"
+    return f"http{'s' if https else ''}://{address}:{place}{service.version}"
+
+
 @dataclass(frozen=True)
 class Layout:
     """The paths and addresses of the instance that *spec* describes."""
@@ -120,17 +127,13 @@ class Layout:
 
     def endpoint(self, service_type: str) -> str:
         """The URL of *service_type* through the proxy, for the instance's own services."""
-        service = self.service(service_type)
-        if self.has_ports and not self.spec.https:
-            return f"http://{self.spec.address}:{service.port}{service.version}"
-        return f"http://{self.spec.address}:{PROXY_PORT}{service.prefix}{service.version}"
+        ports = self.has_ports and not self.spec.https
+        return endpoint_url(self.spec.address, self.service(service_type), ports=ports)
 
     def public_endpoint(self, service_type: str, scope: Mapping[str, str] | None = None) -> str:
         """The URL of *service_type* through the proxy for clients, in *scope* if there is one."""
-        service, url = self.service(service_type), self.endpoint(service_type)
-        if self.spec.https:
-            place = f":{service.port}" if self.has_ports else f":{HTTPS_PORT}{service.prefix}"
-            url = f"https://{self.spec.address}{place}{service.version}"
+        service, spec = self.service(service_type), self.spec
+        url = endpoint_url(spec.address, service, ports=self.has_ports, https=spec.https)
         return url if scope is None else scoped_auth_url(url, Scope(scope))
 
     @property
