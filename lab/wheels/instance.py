@@ -29,8 +29,6 @@ from lab.wheels.services import BACKING, Command, Service
 from lab.wheels.spec import PROXY_PORT
 from openstackoid.proxy.config import ProxyError, peer_states, reload, write
 
-#: Seconds that a service may take from its start to its first answer, on a slow machine.
-PATIENCE = 180
 #: Seconds in which all programs have to run and go on running, once they have answered.
 _SETTLING = 60
 #: Seconds in which a port becomes free when what had it was stopped, or ours counts as settled.
@@ -384,7 +382,7 @@ class Instance:
             time.sleep(0.1)
 
     def _wait(self, program: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + launch.PATIENCE
         while not condition():
             self._give_up(program, self.supervisor.states().get(program), deadline)
             time.sleep(0.1)

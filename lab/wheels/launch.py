@@ -20,8 +20,9 @@ import socket
 import sys
 import time
 
-#: Seconds that a fork server may take to import everything on a cold machine.
-PATIENCE = 180.0
+#: Seconds that a program may take from its start to its first answer. On an emulated machine that
+#: starts everything at once, keystone takes more than three minutes.
+PATIENCE = 600.0
 
 
 class LaunchError(Exception):
