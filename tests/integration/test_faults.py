@@ -164,10 +164,14 @@ def test_a_liar_is_believed_until_the_next_health_check(
 ) -> None:
     with undisturbed(ONE, TWO):
         began = net(f"{ONE} {TWO} --lie")
-        while (answer := scoped(lab, token))[0] == 200:
-            assert answer[1] == LIE.decode()
+        status, text, _ = scoped(lab, token)
+        while status == 200:
+            assert text == LIE.decode()
             assert time.monotonic() - began < NAMED
-        status, text, _ = answer
+            time.sleep(0.05)
+            # A request that is connecting when the health check fails gets no answer (HAProxy 2.6).
+            with contextlib.suppress(http.client.RemoteDisconnected):
+                status, text, _ = scoped(lab, token)
         print(f"lie: {status} after {time.monotonic() - began:.2f} s: {text}")
         assert (status, f"instance {TWO} cannot be reached" in text) == (503, True)
         net("--heal")
