@@ -16,7 +16,6 @@ from lab.passwords import passwords
 from lab.providers.base import Host, Needs
 from lab.ssh import Remote
 from lab.steps import Steps
-from lab.wheels.spec import PROXY_PORT
 from openstackoid.scope import Scope, scoped_auth_url
 
 #: Returns the connection to a host, the same one each time.
@@ -103,6 +102,10 @@ class Stack(ABC):
         command keeps printing new lines.
         """
 
+    @abstractmethod
+    def auth_url(self, instance: Instance) -> str:
+        """The identity endpoint of *instance*, through its own proxy."""
+
     def trace(self, hosts: Sequence[Host], *, on: bool) -> None:
         """Have the proxies of *hosts* note in their logs what a trace needs, or end that.
 
@@ -145,10 +148,6 @@ class Stack(ABC):
     def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
         """The regions in the catalog of the instance *name*, besides its own, and their scopes."""
         return {}
-
-    def auth_url(self, instance: Instance) -> str:
-        """The identity endpoint of *instance*, through its own proxy."""
-        return f"http://{instance.address}:{PROXY_PORT}/identity/v3"
 
     def cacert(self, host: Host | None = None) -> str | None:
         """The file with the authority of HTTPS for clients on *host*, or on this machine."""

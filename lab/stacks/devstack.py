@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jinja2
 
 from lab.certificates import certificates
-from lab.config import Lab
+from lab.config import Instance, Lab
 from lab.errors import LabError
 from lab.parallel import for_each
 from lab.passwords import passwords
@@ -117,6 +117,10 @@ class DevStack(Stack):
         """Run unstack.sh and clean.sh on machines that outlive the lab."""
         kept = [host for host in hosts if host.outlives_lab]
         for_each(kept, lambda host: self._machine(host).clean())
+
+    def auth_url(self, instance: Instance) -> str:
+        """The identity endpoint of *instance*, through its own proxy."""
+        return f"http://{instance.address}:{PROXY_PORT}/identity/v3"
 
     def regions(self, name: str) -> Mapping[str, Mapping[str, str]]:
         """The regions that the plugin makes; it alone knows their scopes, which are empty here."""

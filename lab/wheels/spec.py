@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lab.wheels.services import SERVICES, Hypervisor
+from openstackoid.proxy.endpoints import PORT
 
 #: Port of every instance's scope-aware proxy, at the instance's own address.
-PROXY_PORT = 8888
+PROXY_PORT = PORT
 #: Where a proxy takes its peers, if they speak TLS.
 TLS_PORT = 8889
 #: Where a proxy takes clients by HTTPS.

@@ -62,10 +62,17 @@ class Sandbox:
             text=True,
             start_new_session=True,
         )
-        assert self._owner.stdout is not None
-        answer = self._owner.stdout.readline()
-        if not answer:
+        try:
+            self._prepare(self._owner, image)
+        except BaseException:
             self._end()
+            raise
+        return self
+
+    def _prepare(self, owner: subprocess.Popen[str], image: Path) -> None:
+        assert owner.stdout is not None
+        answer = owner.stdout.readline()
+        if not answer:
             raise SandboxError("the sandbox could not be made; see its owner's standard error")
         told = json.loads(answer)
         self._enter = told["enter"]
@@ -74,9 +81,7 @@ class Sandbox:
             add = ["vagrant", "box", "add", "--name", box.IMAGE, str(image)]
             done = self.run(add, cwd=self._cache)
             if done.returncode != 0:
-                self._end()
                 raise SandboxError(f"vagrant box add: {done.stderr.strip()}")
-        return self
 
     def __exit__(
         self,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lab import stacks
 from lab.cli import main
@@ -51,12 +50,8 @@ class Placeholder(Stack):
     ) -> list[str]:
         return ["cat", f"{host.directory}/service.log"]
 
-    def clouds(self, home: str | None = None, cacert: str | None = None) -> dict[str, Any]:
-        def cloud(instance: Instance) -> dict[str, Any]:
-            url = f"http://{instance.address}:8888/identity/v3"
-            return {"region_name": instance.name, "auth": {"auth_url": url}}
-
-        return {"clouds": {one.name: cloud(one) for one in self.lab.instances}}
+    def auth_url(self, instance: Instance) -> str:
+        return f"http://{instance.address}:8888/identity/v3"
 
 
 if __name__ == "__main__":
