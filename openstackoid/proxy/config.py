@@ -312,7 +312,7 @@ class Proxy:
     policies: tuple[Policy, ...] = ()
     directory: Path = field(default_factory=Path)
     metrics: str | None = None
-    log: str = "stdout len 8192 format raw local0"
+    log: str = "stdout len 8192 format iso local0"
     threads: int | None = None
     tls: Tls | None = None
     https: Https | None = None
@@ -329,7 +329,7 @@ class Proxy:
         if self.metrics is not None:
             _check_address(self.metrics, "the metrics")
         if not _LOG_TARGET.fullmatch(self.log):
-            raise ProxyError(f"{self.log!r} is not a log target: write 'stdout format raw local0'")
+            raise ProxyError(f"{self.log!r} is not a log target: write 'stdout format iso local0'")
         if self.threads is not None and self.threads < 1:
             raise ProxyError(f"{self.threads} threads are too few: write 1 or more")
         if self.sealed_for < 1:

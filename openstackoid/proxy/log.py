@@ -1,12 +1,13 @@
 """The proxy's log: HAProxy's HTTP log, with the route that the scope chose.
 
-HAProxy's own log format (section 8.2.3 of its configuration manual, without captures, connections
-and queues) is followed by the backend, the service type and the resolved scope. If the proxy did
-not need to look at a request's scope, the line has ``-`` instead, and the backend names the
-service. Notes follow, ``NAME=VALUE``, where a token of another instance came or was asked about.
-In one line::
+A line begins with the date of the request's end, in ISO 8601, as HAProxy's log targets with
+``format iso`` or ``format rfc5424`` write it. HAProxy's own log format (section 8.2.3 of its
+configuration manual, without date, captures, connections and queues) is followed by the backend,
+the service type and the resolved scope. If the proxy did not need to look at a request's scope, the
+line has ``-`` instead, and the backend names the service. Notes follow, ``NAME=VALUE``, where a
+token of another instance came or was asked about. In one line::
 
-    127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo
+    2026-11-24T03:01:07.042315+00:00 127.0.0.1:41234 InstanceOne peer_InstanceTwo/InstanceTwo
     0/0/1/35/36 200 1071 ---- "GET /image/v2/images HTTP/1.1" peer_InstanceTwo
     image {"compute":"InstanceOne","identity":"InstanceOne","image":"InstanceTwo"}
 
@@ -22,14 +23,17 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from openstackoid.scope import Scope
 
 _LINE = re.compile(
-    r"(?P<client>\S+) \[(?P<time>[^\]]+)\] "
+    r"(?:^|\s)(?P<end>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}[+-]\d\d:\d\d) "
+    # What syslog writes.
+    r"(?:.*? )?"
+    r"(?P<client>\S+) "
     r"(?P<frontend>[^ ~:]+)(?::[^ ~]+)?~? (?P<backend>[^ /:]+)(?::[^ /]+)?/(?P<server>\S+) "
-    r"(?P<timers>[-+0-9/]+) (?P<status>-?\d+) \+?(?P<bytes>\d+) (?P<state>\S{4}) "
+    r"(?:-?\d+/){4}\+?(?P<milliseconds>-?\d+) (?P<status>-?\d+) \+?(?P<bytes>\d+) (?P<state>\S{4}) "
     r"\"(?P<method>\S+)(?: (?P<uri>\S+?)(?: HTTP/\S+)?)?\" "
     r"(?:-|\S+ (?P<service>\S+) (?P<scope>\{[^{}]*\}))"
     r"(?P<notes>(?: \w+=(?:\"(?:[^\"\\]|\\.)*\"|[^\s\"]+))*)$"
@@ -43,8 +47,10 @@ _REMEMBERED = 10_000
 class LogLine:
     """One request, as the proxy of one instance saw it."""
 
-    #: When the request began, in local time.
+    #: When the request began, or up to a millisecond later; in the proxy's local time.
     time: datetime
+    #: How long it took, rounded down.
+    milliseconds: int
     #: The client's address and port; ``unix:`` and a number for a login that the proxy sends on
     #: after it has read its body.
     client: str
@@ -65,8 +71,6 @@ class LogLine:
     status: int
     #: Size of the answer.
     bytes: int
-    #: Milliseconds, ``TR/Tw/Tc/Tr/Ta``.
-    timers: str
     #: How the session ended; ``----`` is a normal end.
     state: str
     #: The service type; empty if the path names none.
@@ -75,6 +79,11 @@ class LogLine:
     scope: Scope
     #: What else the proxy noted.
     notes: Mapping[str, str]
+
+    @property
+    def end(self) -> datetime:
+        """When the answer was complete."""
+        return self.time + timedelta(milliseconds=self.milliseconds)
 
     @property
     def target(self) -> str:
@@ -106,13 +115,16 @@ def parse_log_line(line: str) -> LogLine | None:
     match = _LINE.search(line)
     try:
         return match and _log_line(match)
-    except (ValueError, RecursionError):  # an invalid date, number or scope
+    except (ValueError, OverflowError, RecursionError):  # an invalid date, number or scope
         return None
 
 
 def _log_line(match: re.Match[str]) -> LogLine:
+    end = datetime.fromisoformat(match["end"]).replace(tzinfo=None)
+    milliseconds = max(0, int(match["milliseconds"]))
     return LogLine(
-        time=datetime.strptime(match["time"], "%d/%b/%Y:%H:%M:%S.%f"),
+        time=end - timedelta(milliseconds=milliseconds),
+        milliseconds=milliseconds,
         client=match["client"],
         frontend=match["frontend"],
         backend=match["backend"],
@@ -121,7 +133,6 @@ def _log_line(match: re.Match[str]) -> LogLine:
         uri=match["uri"] or "",
         status=int(match["status"]),
         bytes=int(match["bytes"]),
-        timers=match["timers"],
         state=match["state"],
         service=match["service"] or _service_here(match["backend"]),
         scope=_scope(match["scope"] or "{}"),

@@ -32,6 +32,9 @@ from openstackoid.proxy.config import TRACE_PREFIX
 from openstackoid.proxy.log import LogLine
 from openstackoid.scope import URL_PREFIX
 
+#: How much later a request may seem to have begun than it did (``LogLine.time``).
+_ROUNDING = timedelta(milliseconds=1)
+
 
 @dataclass
 class Request:
@@ -40,16 +43,6 @@ class Request:
     instance: str
     line: LogLine
     children: list[Request] = field(default_factory=list)
-
-    @property
-    def end(self) -> datetime:
-        """When the answer was complete."""
-        return self.line.time + timedelta(milliseconds=self.milliseconds)
-
-    @property
-    def milliseconds(self) -> int:
-        """How long it took."""
-        return max(0, int(self.line.timers.rpartition("/")[2].lstrip("+")))
 
     @property
     def path(self) -> str:
@@ -107,7 +100,7 @@ class Request:
             "instance": self.provider,
             "through": self.ways,
             "status": self.line.status,
-            "milliseconds": self.milliseconds,
+            "milliseconds": self.line.milliseconds,
             "request_id": served.line.notes.get("id"),
             "agent": self.line.notes.get("agent", ""),
             "caused": [one.as_dict() for one in self.caused],
@@ -184,7 +177,7 @@ def _under_way(request: Request, by_token: _Tokens) -> Request | None:
     """The latest request under way with the token that *request* asks about."""
     digest = request.line.notes.get("subject", "-")
     for one in reversed(by_token.get((request.instance, digest), ())):
-        if one.line.time <= request.line.time <= one.end:
+        if one.line.time - _ROUNDING <= request.line.time <= one.line.end:
             return one
     return None
 

@@ -125,8 +125,8 @@ def logged(at: str, second: float, route: str, took: int = 100) -> tuple[str, Lo
     """A line of the proxy of *at*: a request of *took* ms."""
     backend = route.partition(" ")[0]
     line = parse_log_line(
-        f"127.0.0.1:1 [28/Nov/2026:03:00:{second:06.3f}] {at} {backend}/server 0/0/0/1/{took} "
-        f'200 9 ---- "GET /path HTTP/1.1" {route}'
+        f"2026-11-28T03:00:{second + took / 1000:09.6f}+00:00 127.0.0.1:1 {at} {backend}/server "
+        f'0/0/0/1/{took} 200 9 ---- "GET /path HTTP/1.1" {route}'
     )
     assert line
     return at, line

@@ -8,7 +8,8 @@ import pytest
 
 from openstackoid.proxy.log import parse_log_line
 
-START = "127.0.0.1:41234 [24/Nov/2026:03:01:07.042] InstanceOne peer_InstanceTwo/InstanceTwo"
+DATE = "2026-11-24T03:01:07.042315+00:00"
+START = f"{DATE} 127.0.0.1:41234 InstanceOne peer_InstanceTwo/InstanceTwo"
 MIDDLE = '0/0/1/35/36 200 1071 ---- "GET /image/v2/images HTTP/1.1" peer_InstanceTwo image'
 SCOPE = '{"compute":"InstanceOne","image":"InstanceTwo"}'
 LINE = f"{START} {MIDDLE} {SCOPE}"
@@ -17,9 +18,23 @@ LINE = f"{START} {MIDDLE} {SCOPE}"
 def test_a_line_is_a_request_with_its_scope() -> None:
     line = parse_log_line(LINE)
     assert line
-    assert line.time == datetime(2026, 11, 24, 3, 1, 7, 42000)
+    assert line.time == datetime(2026, 11, 24, 3, 1, 7, 6315)
+    assert (line.end, line.milliseconds) == (datetime(2026, 11, 24, 3, 1, 7, 42315), 36)
     assert (line.status, line.target, line.is_forwarded) == (200, "InstanceTwo", True)
     assert dict(line.scope) == {"compute": "InstanceOne", "image": "InstanceTwo"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"<134>1 {LINE.replace(DATE, f'{DATE} cloud haproxy 123 - -')}",
+        LINE.replace(DATE, f"{DATE} cloud haproxy[123]:"),
+        f"Nov 24 03:01:07 cloud haproxy[123]: {LINE}",
+    ],
+    ids=["RFC 5424", "rsyslog", "journal"],
+)
+def test_the_line_may_come_from_a_log_server(line: str) -> None:
+    assert parse_log_line(line) == parse_log_line(LINE)
 
 
 def test_a_login_whose_body_the_proxy_reads_is_not_refused() -> None:
@@ -45,9 +60,11 @@ def test_a_truncated_line_is_not_a_request() -> None:
 @pytest.mark.parametrize(
     ("whole", "damaged"),
     [
-        ("24/Nov/2026", "99/Nov/2026"),
-        ("24/Nov/2026", "24/???/2026"),
-        ("24/Nov/2026:03:01:07.042", ""),
+        ("2026-11-24", "2026-11-99"),
+        ("2026-11-24", "2026-??-24"),
+        (DATE, ""),
+        ("/36 ", f"/{'9' * 1000} "),
+        ("0/0/1/35/36", "0/0/1"),
         (" 200 ", f" {'2' * 5000} "),
         (" 1071 ", f" {'1' * 5000} "),
         (SCOPE, "{]}"),
