@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ def run(
 
     :raises LabError: when the lab is down or its stack has no traces.
     """
-    name, started = uuid.uuid4().hex, datetime.now()
+    name, started = uuid.uuid4().hex, datetime.now(UTC)
     hosts = lifecycle.hosts_up()
     host = next(one for one in hosts if one.name == home)
     with ExitStack() as stack:
@@ -81,7 +81,7 @@ def run(
     trace = Trace(
         shlex.join(argv),
         home,
-        started.isoformat(timespec="milliseconds"),
+        started.astimezone().isoformat(timespec="milliseconds"),
         [one.as_dict() for one in ours],
         [one.as_dict() for one in others],
     )
@@ -108,7 +108,7 @@ def follow(lifecycle: Lifecycle, say: Callable[[str], None]) -> None:
     :raises LabError: when the lab is down or its stack has no traces.
     """
     hosts = lifecycle.hosts_up()
-    started = datetime.now()
+    started = datetime.now(UTC)
     with _tracing(lifecycle, hosts), _followed(lifecycle, hosts) as logs:
         say("status, time, request, and who served it:")
         while True:

@@ -47,7 +47,7 @@ _REMEMBERED = 10_000
 class LogLine:
     """One request, as the proxy of one instance saw it."""
 
-    #: When the request began, or up to a millisecond later; in the proxy's local time.
+    #: When the request began, or up to a millisecond later; in the proxy's time zone.
     time: datetime
     #: How long it took, rounded down.
     milliseconds: int
@@ -120,7 +120,7 @@ def parse_log_line(line: str) -> LogLine | None:
 
 
 def _log_line(match: re.Match[str]) -> LogLine:
-    end = datetime.fromisoformat(match["end"]).replace(tzinfo=None)
+    end = datetime.fromisoformat(match["end"])
     milliseconds = max(0, int(match["milliseconds"]))
     return LogLine(
         time=end - timedelta(milliseconds=milliseconds),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 
@@ -18,10 +18,17 @@ LINE = f"{START} {MIDDLE} {SCOPE}"
 def test_a_line_is_a_request_with_its_scope() -> None:
     line = parse_log_line(LINE)
     assert line
-    assert line.time == datetime(2026, 11, 24, 3, 1, 7, 6315)
-    assert (line.end, line.milliseconds) == (datetime(2026, 11, 24, 3, 1, 7, 42315), 36)
+    assert line.time == datetime(2026, 11, 24, 3, 1, 7, 6315, UTC)
+    assert (line.end, line.milliseconds) == (datetime(2026, 11, 24, 3, 1, 7, 42315, UTC), 36)
     assert (line.status, line.target, line.is_forwarded) == (200, "InstanceTwo", True)
     assert dict(line.scope) == {"compute": "InstanceOne", "image": "InstanceTwo"}
+
+
+def test_proxies_in_different_time_zones_agree_on_the_time() -> None:
+    here = parse_log_line(LINE)
+    east = parse_log_line(LINE.replace(DATE, "2026-11-24T04:31:07.042315+01:30"))
+    assert here and east
+    assert here.time == east.time
 
 
 @pytest.mark.parametrize(
