@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lab.wheels.services import SERVICES, Hypervisor
-from openstackoid.proxy.endpoints import PORT
+from openstackoid.proxy import PORT
 
 #: Port of every instance's scope-aware proxy, at the instance's own address.
 PROXY_PORT = PORT

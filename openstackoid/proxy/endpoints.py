@@ -18,14 +18,13 @@ from urllib.parse import SplitResult, urlsplit
 
 from os_service_types import ServiceTypes
 
+from openstackoid.proxy import PORT
 from openstackoid.proxy.config import Https, Peer, Policy, Proxy, ProxyError, Service, Tls
 from openstackoid.scope import INSTANCE_NAME, URL_PREFIX
 
 #: The columns that are read.
 COLUMNS = ("Region", "Service Type", "Interface", "URL")
 INTERFACES = ("public", "internal", "admin")
-#: The port at which a proxy listens by default.
-PORT = 8888
 
 #: Prefixes of port style services, so that all proxies agree: those of DevStack's endpoints, where
 #: they are not the service's type (lib/neutron, lib/cinder, heat, manila, magnum).
